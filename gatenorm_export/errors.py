@@ -1,0 +1,54 @@
+"""Everything gatenorm refuses, as a handful of exceptions with an exit code each.
+
+A message is one line: what is wrong, where, and what to do next. The command line prints it as it is, so a stage
+that raises one of these needs no knowledge of terminals.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The documented exit codes of every verb."""
+
+    OK = 0
+    INTERNAL = 1
+    USAGE = 2
+    BAD_INPUT = 3
+    MISSING_PART = 4
+    REFUSED = 5
+    OUTPUT = 6
+    UNFAITHFUL = 10
+    THRESHOLD = 11
+    INTERRUPTED = 130
+
+
+class GateNormError(Exception):
+    """A condition that the user can understand and act on. Its text is one line."""
+
+    exit_code: ExitCode = ExitCode.INTERNAL
+
+
+class InputError(GateNormError):
+    """A file or folder given to us is missing, damaged, or not what the verb works on."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class MissingPartError(GateNormError):
+    """A package that this stage needs is not installed; the message names the extra that brings it."""
+
+    exit_code = ExitCode.MISSING_PART
+
+
+class RefusedError(GateNormError):
+    """The request is understood but cannot be carried out, such as dropping a layer that does not exist."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class OutputError(GateNormError):
+    """The result cannot be written: no permission, no space, a file in the way."""
+
+    exit_code = ExitCode.OUTPUT

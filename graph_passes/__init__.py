@@ -1,0 +1,1 @@
+"""ONNX graph passes that find and remove attention sublayers."""
