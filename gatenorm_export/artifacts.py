@@ -68,7 +68,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block ends without an exception.
+    """Yield a temporary folder beside ``path``; it replaces ``path`` when the block ends without an exception.
 
     An older folder under the same name stays until the new one is complete.
 
