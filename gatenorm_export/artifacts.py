@@ -67,34 +67,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; it replaces ``path`` when the block ends without an exception.
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder on the same disk; its files move into ``folder`` when the block ends without an exception.
 
-    An older folder under the same name stays until the new one is complete.
+    Each file appears whole, ``manifest.json`` last: whoever sees the manifest sees everything that it describes. Other
+    files in ``folder`` stay, because the user may have named a folder that holds more than our output.
 
     Raises:
-        OutputError: the parent is not writable, the disk is full, or ``path`` is a file.
+        OutputError: the folder is not writable, the disk is full, or a file is in the way of the folder.
     """
-    temporary: Path | None = None
+    staging: Path | None = None
     try:
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"{path}: a file is in the way of the output folder; choose another output")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.replace(retired)
-            temporary.replace(path)
-            shutil.rmtree(retired)
-        else:
-            temporary.replace(path)
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder}: a file is in the way of the output folder; choose another output")
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".gatenorm.", suffix=".part", dir=folder))
+        yield staging
+        for path in sorted(staging.iterdir(), key=lambda path: (path.name.endswith("manifest.json"), path.name)):
+            path.replace(folder / path.name)
     except OSError as error:
-        raise _output_error(path, error) from error
+        raise _output_error(folder, error) from error
     finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -55,7 +55,7 @@ class Part(BaseModel):
 class Record(Part):
     """A frozen value that has a file of its own."""
 
-    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     kind: str
     versions: dict[str, str] = Field(default_factory=tool_versions)
 

@@ -1,0 +1,89 @@
+"""From a checkpoint to an ONNX graph with KV cache, through optimum, validated against the framework."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from gatenorm_export.artifacts import staged_folder
+from gatenorm_export.comparing import check_faithfulness
+from gatenorm_export.errors import MissingPartError, RefusedError
+from gatenorm_export.framework import load_framework_model
+from gatenorm_export.graphs import GRAPH_NAME, MANIFEST_NAME
+from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.records import ExportedGraph, FileDigest, ModelSpec
+
+_TASK = "text-generation-with-past"
+
+
+def export_model(spec: ModelSpec, folder: Path, *, progress: Progress | None = None) -> ExportedGraph:
+    """Export a decoder in fp32 to ``folder``: ``model.onnx``, config, generation config, tokenizer and a manifest.
+
+    optimum only warns when its own validation fails, with a tolerance of 1e-5 that fp32 does not keep over thirty
+    layers. So the export is judged by our faithfulness check instead, with nothing dropped: prefill, decoding with the
+    cache and left padding against the framework. A graph that fails is not kept.
+
+    Raises:
+        MissingPartError: torch, transformers or optimum is not installed.
+        RefusedError: the exporter does not take this model, or the graph does not compute what the framework does.
+        OutputError: the folder cannot be written.
+    """
+    progress = progress or Quiet()
+    try:
+        from optimum.exporters.onnx import onnx_export_from_model
+    except ImportError as error:
+        raise MissingPartError(f'exporting needs optimum: pip install "gatenorm[export]" ({error})') from error
+    with progress.task("load the framework model"):
+        model, tokenizer = load_framework_model(spec)
+    with staged_folder(folder) as staging:
+        with progress.task("export to ONNX"), _silenced():
+            try:
+                onnx_export_from_model(model, staging, task=_TASK, do_validation=False, device="cpu")
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(staging)
+            except OSError:
+                raise
+            except Exception as error:
+                first = (str(error).strip().splitlines() or [""])[0]
+                raise RefusedError(
+                    f"{spec.name}: optimum cannot export {spec.architecture} ({type(error).__name__}: {first})"
+                ) from error
+        check = check_faithfulness(staging / GRAPH_NAME, spec, (), model=model, progress=progress)
+        if not check.passed:
+            raise RefusedError(f"{spec.name}: the exported graph differs from the framework model ({check.reason})")
+        record = ExportedGraph(
+            model=spec,
+            graph=GRAPH_NAME,
+            files=tuple(FileDigest.of(path, folder=staging) for path in sorted(staging.iterdir())),
+            exporter=f"optimum {_TASK}",
+            opset=_opset(staging / GRAPH_NAME),
+            precision="fp32",
+            max_abs_error=check.max_abs_error or 0.0,
+            tolerance=check.tolerance or 0.0,
+        )
+        record.save(staging / MANIFEST_NAME)
+    return record
+
+
+def _opset(graph: Path) -> int:
+    import onnx
+
+    model = onnx.load(str(graph), load_external_data=False)
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep the exporter's chatter from stdout, which belongs to results, and its known warnings from everybody."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
