@@ -1,0 +1,39 @@
+"""What a verb needs of the terminal: results on stdout, talk on stderr, one JSON object when asked."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from gatenorm_export.progress import OnStderr, Progress, Quiet
+
+
+@dataclasses.dataclass(frozen=True)
+class Terminal:
+    """Where a verb's output goes."""
+
+    json: bool
+    progress: Progress
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Terminal:
+        """The terminal that ``--json`` and ``--quiet`` ask for."""
+        return cls(args.json, Quiet() if args.quiet else OnStderr())
+
+    def result(self, record: dict[str, Any], *shown: RenderableType) -> None:
+        """Print the verb's result: ``record`` as one JSON object with ``--json``, else ``shown`` for a person."""
+        if self.json:
+            sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
+            return
+        console = Console(highlight=False)
+        for item in shown:
+            console.print(item)
+
+    def say(self, line: str) -> None:
+        """Talk to a person; silent with ``--quiet``."""
+        self.progress.say(line)

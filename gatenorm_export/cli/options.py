@@ -1,0 +1,71 @@
+"""Groups of options that several verbs share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gatenorm_export.planning import DropRequest, parse_layers
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """``--json`` and ``--quiet``, which every verb has."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+    group.add_argument("--quiet", "-q", action="store_true", help="no progress and no talk on stderr, errors apart")
+
+
+def add_drop(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Which sublayers to remove: ``--drop``, ``--ratio`` or ``--layers``, and ``--protect``."""
+    group = parser.add_argument_group("which attention sublayers go")
+    choice = group.add_mutually_exclusive_group(required=required)
+    choice.add_argument("--drop", type=int, metavar="N", help="the N lowest scores; ties go to the deeper layer")
+    choice.add_argument("--ratio", type=float, metavar="R", help="this share of all layers, rounded down (0 to 1)")
+    choice.add_argument("--layers", metavar="LIST", help="exactly these layers, such as 24-27,29")
+    group.add_argument("--protect", metavar="LIST", default="", help="never these layers, such as 0,1")
+
+
+def drop_request(args: argparse.Namespace) -> DropRequest:
+    """The request that :func:`add_drop`'s options describe.
+
+    Raises:
+        InputError: a list of layers cannot be read.
+    """
+    return DropRequest(
+        drop=args.drop,
+        ratio=args.ratio,
+        layers=parse_layers(args.layers) if args.layers is not None else None,
+        protect=parse_layers(args.protect) if args.protect else (),
+    )
+
+
+def add_kv_names(parser: argparse.ArgumentParser) -> None:
+    """``--kv-names``."""
+    parser.add_argument(
+        "--kv-names",
+        choices=("dense", "keep"),
+        default="dense",
+        help="renumber the remaining cache tensors 0..n-1, or keep their names (default: dense)",
+    )
+
+
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """What a comparison measures, and the limits that make it fail."""
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--text", type=Path, metavar="FILE", help="text to judge quality on (default: a shipped one)")
+    group.add_argument(
+        "--max-text-tokens", type=int, default=2048, metavar="N", help="tokens of the text to use (default: 2048)"
+    )
+    group.add_argument("--no-latency", action="store_true", help="do not measure latency")
+    limits = parser.add_argument_group("limits (missed: exit code 11)")
+    limits.add_argument("--max-ppl-ratio", type=float, metavar="X", help="perplexity, pruned over unpruned, at most X")
+    limits.add_argument("--max-kl", type=float, metavar="X", help="KL(base || pruned) in nats per token, at most X")
+    limits.add_argument("--min-speedup", type=float, metavar="X", help="decode speed, pruned over unpruned, at least X")
+
+
+def add_profiles(parser: argparse.ArgumentParser) -> None:
+    """Flavour of TensorRT and the bounds of the optimisation profiles."""
+    group = parser.add_argument_group("engines")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch (default: 1)")
+    group.add_argument("--prompt", type=int, default=512, metavar="N", help="longest prompt in tokens (default: 512)")
+    group.add_argument("--context", type=int, default=2048, metavar="N", help="longest context in tokens (2048)")
