@@ -42,12 +42,12 @@ def plan_removal(model: ir.Model, found: AttentionSites, layers: Iterable[int]) 
     outputs = [value for value in graph.outputs if value not in leaving]
     replaced = {site.residual.merge.outputs[0]: site.residual.kept for site in removed}
     alive = live_nodes(outputs, replaced)
+    _check_gone(removed, alive)
     readers = _past_length_readers(removed, alive)
     for site in removed:
         for past in site.cache.past:
             if any(reader.inputs[0] is past for reader in readers):
                 check_movable(graph, site, past, kept)
-    _check_gone(removed, alive)
     before = live_nodes(graph.outputs)
     dead = tuple(node for node in graph if node in before and node not in alive)
     return Removal(removed, kept, dead, readers)
