@@ -1,4 +1,4 @@
-"""Small decoders as ONNX text, one block type each, with random weights: what graph_passes is tested on without torch."""
+"""Small decoders as ONNX text, one block type each, with random weights: surgery is tested on them without torch."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _scaled(i: int) -> str:
 
 
 def _decoys(i: int) -> str:
-    """A pre-norm block with a router (softmax over a weight product) and a gated pooling (softmax, no value product)."""
+    """A pre-norm block whose MLP is gated by a router: a softmax over a product with a weight, which is no attention."""
     return _pre(i).replace(
         f"  x{i + 1} = Add (y{i}, mlp{i})\n",
         f"""
@@ -198,7 +198,7 @@ def without_branches(model: ir.Model, layers: tuple[int, ...]) -> ir.Model:
 
 
 def evaluate(model: ir.Model, seed: int = 1, past: int = 3) -> dict[str, np.ndarray]:
-    """Run a model in ONNX Runtime on seeded inputs; cache inputs are keyed by layer so that pruned graphs get theirs."""
+    """Run a model in ONNX Runtime on seeded inputs; caches are seeded by name, so a pruned graph gets the same ones."""
     rng = np.random.default_rng(seed)
     batch, step = 2, 4
     feed: dict[str, np.ndarray] = {

@@ -1,0 +1,37 @@
+"""``gatenorm export MODEL``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.options import add_output
+from gatenorm_export.cli.score import add_model
+from gatenorm_export.errors import ExitCode
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.description = "Export a decoder to ONNX with KV cache (fp32), and check it against the framework model."
+    parser.epilog = "example:\n  gatenorm export smollm2 -o base/"
+    add_model(parser)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the folder for model.onnx, config and tokenizer")
+    add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and validate."""
+    terminal = Terminal.of(args)
+    from gatenorm_export.exporting import export_model
+    from gatenorm_export.sources import resolve_model
+
+    spec = resolve_model(args.model, progress=terminal.progress)
+    record = export_model(spec, args.out, progress=terminal.progress)
+    terminal.result(
+        record.to_object(),
+        f"exported {spec.name} to {args.out / record.graph} (opset {record.opset}, {record.precision}); largest logit "
+        f"error against the framework {record.max_abs_error:.1e}, tolerance {record.tolerance:.1e}",
+    )
+    return int(ExitCode.OK)

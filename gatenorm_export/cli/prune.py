@@ -1,0 +1,59 @@
+"""``gatenorm prune MODEL.onnx``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gatenorm_export.artifacts import sha256_of
+from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.options import add_kv_names, add_output
+from gatenorm_export.errors import ExitCode
+from gatenorm_export.records import PrunedGraph, PrunePlan
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.description = "Remove attention sublayers from an ONNX graph: nodes, weights and KV cache."
+    parser.epilog = "example:\n  gatenorm prune base/model.onnx --plan plan.json -o pruned/"
+    parser.add_argument("graph", type=Path, help="a .onnx file, or a folder that holds model.onnx")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--plan", type=Path, help="plan.json, as `gatenorm plan` writes it")
+    choice.add_argument("--layers", metavar="LIST", help="exactly these layers, such as 3,7-9")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="a folder (model.onnx in it) or a .onnx file")
+    add_kv_names(parser)
+    add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prune and say what went."""
+    terminal = Terminal.of(args)
+    from gatenorm_export.graphs import graph_file
+    from gatenorm_export.planning import parse_layers
+    from gatenorm_export.pruning import prune_graph
+
+    record = prune_graph(
+        graph_file(args.graph),
+        args.out,
+        plan=PrunePlan.load(args.plan) if args.plan else None,
+        plan_sha256=sha256_of(args.plan) if args.plan else None,
+        layers=parse_layers(args.layers) if args.layers is not None else (),
+        kv_names=args.kv_names,
+        progress=terminal.progress,
+    )
+    terminal.result(record.to_object(), pruned_line(record))
+    return int(ExitCode.OK)
+
+
+def pruned_line(record: PrunedGraph) -> str:
+    """What the pruning took out, in a sentence."""
+    before, after = record.before, record.after
+    moved = f"; the past length is now read from {record.past_length_from}" if record.past_length_from else ""
+    return (
+        f"{before.n_attention - after.n_attention} attention sublayers removed, {after.n_attention} of "
+        f"{record.n_layers} left: {before.n_nodes - after.n_nodes:,} of {before.n_nodes:,} nodes, "
+        f"{before.n_parameters - after.n_parameters:,} of {before.n_parameters:,} parameters and "
+        f"{before.kv_bytes_per_token - after.kv_bytes_per_token:,} of {before.kv_bytes_per_token:,} bytes of KV cache "
+        f"per token are gone{moved}"
+    )
