@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+from typing import TYPE_CHECKING
+
 from gatenorm_export.planning import DropRequest, parse_layers
+
+if TYPE_CHECKING:
+    from gatenorm_export.building import ShapeRequest
+    from gatenorm_export.comparing.compare import ComparisonRequest
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -63,9 +70,40 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--min-speedup", type=float, metavar="X", help="decode speed, pruned over unpruned, at least X")
 
 
+def comparison_request(args: argparse.Namespace) -> ComparisonRequest:
+    """The comparison that :func:`add_comparison`'s options describe."""
+    from gatenorm_export.comparing import Limits
+    from gatenorm_export.comparing.compare import ComparisonRequest
+
+    return ComparisonRequest(
+        text=args.text,
+        max_text_tokens=args.max_text_tokens,
+        latency=not args.no_latency,
+        limits=Limits(max_ppl_ratio=args.max_ppl_ratio, min_speedup=args.min_speedup, max_kl=args.max_kl),
+        command=args.command,
+    )
+
+
+def add_flavour(parser: argparse.ArgumentParser, *, choices: Sequence[str], default: str | None = None) -> None:
+    """``--flavour``: which TensorRT builds the engines."""
+    parser.add_argument(
+        "--flavour",
+        choices=choices,
+        default=default,
+        help=f"which TensorRT (default: {default or 'the installed one'})",
+    )
+
+
 def add_profiles(parser: argparse.ArgumentParser) -> None:
-    """Flavour of TensorRT and the bounds of the optimisation profiles."""
-    group = parser.add_argument_group("engines")
+    """The bounds of the engine's optimisation profiles."""
+    group = parser.add_argument_group("engine profiles")
     group.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch (default: 1)")
     group.add_argument("--prompt", type=int, default=512, metavar="N", help="longest prompt in tokens (default: 512)")
     group.add_argument("--context", type=int, default=2048, metavar="N", help="longest context in tokens (2048)")
+
+
+def shape_request(args: argparse.Namespace) -> ShapeRequest:
+    """The profile bounds that :func:`add_profiles`'s options describe."""
+    from gatenorm_export.building import ShapeRequest
+
+    return ShapeRequest(batch=args.batch, prompt=args.prompt, context=args.context)

@@ -1,0 +1,69 @@
+"""``gatenorm run MODEL``: the whole job."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.options import (
+    add_comparison,
+    add_drop,
+    add_flavour,
+    add_kv_names,
+    add_output,
+    add_profiles,
+    comparison_request,
+    drop_request,
+    shape_request,
+)
+from gatenorm_export.cli.plan import plan_line
+from gatenorm_export.cli.score import add_model, score_table
+from gatenorm_export.cli.tables import comparison_tables, exit_code_of
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.description = "The main job: score, plan, export, prune, build, compare and report, into one folder."
+    parser.epilog = (
+        "example:\n  gatenorm run smollm2 --drop 4 --out out/\n\n"
+        "A second run into the same folder reuses every stage whose inputs have not changed."
+    )
+    add_model(parser)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the folder for everything")
+    parser.add_argument("--force", action="store_true", help="do every stage again")
+    add_drop(parser, required=True)
+    add_kv_names(parser)
+    add_flavour(parser, choices=("auto", "tensorrt", "tensorrt-rtx", "none"), default="auto")
+    add_profiles(parser)
+    add_comparison(parser)
+    add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the pipeline, show its result, and fail when the proof or a limit fails."""
+    terminal = Terminal.of(args)
+    from gatenorm_export.pipeline import RunRequest, run_pipeline
+
+    request = RunRequest(
+        model=args.model,
+        out=args.out,
+        drop=drop_request(args),
+        kv_names=args.kv_names,
+        flavour=args.flavour,
+        shapes=shape_request(args),
+        comparison=comparison_request(args),
+        force=args.force,
+    )
+    result = run_pipeline(request, progress=terminal.progress)
+    material = result.material
+    terminal.result(
+        result.to_object(),
+        score_table(material.scores, material.plan.drop),
+        material.scores.trend.sentence,
+        plan_line(material.plan),
+        *comparison_tables(material.comparison),
+        f"report: {args.out / 'report.html'}",
+    )
+    return int(exit_code_of(material.comparison))

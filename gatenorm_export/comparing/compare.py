@@ -1,0 +1,197 @@
+"""The proof of one pruning, put together: faithfulness, quality, latency, sizes, limits, verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gatenorm_export.artifacts import sha256_of
+from gatenorm_export.comparing.faithfulness import check_faithfulness
+from gatenorm_export.comparing.latency import device_name, measure_latency
+from gatenorm_export.comparing.quality import measure_quality
+from gatenorm_export.comparing.text import load_text, tokenize
+from gatenorm_export.comparing.thresholds import Limits, check_limits
+from gatenorm_export.comparing.verdict import verdict
+from gatenorm_export.errors import GateNormError, RefusedError
+from gatenorm_export.graphs import graph_manifest
+from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.pruning import describe_graph
+from gatenorm_export.records import (
+    ComparisonReport,
+    EngineArtifact,
+    ExportedGraph,
+    Faithfulness,
+    GraphFacts,
+    ModelSpec,
+    PrunedGraph,
+    Sizes,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonRequest:
+    """What to measure, and the limits that must hold. ``text`` None is the text that gatenorm ships."""
+
+    text: Path | None
+    max_text_tokens: int
+    latency: bool
+    limits: Limits
+    command: str
+
+    def decides(self) -> dict[str, Any]:
+        """Everything here that decides the result, in JSON types."""
+        return {
+            "text": sha256_of(self.text) if self.text is not None else None,
+            "max_text_tokens": self.max_text_tokens,
+            "latency": self.latency,
+            "limits": dataclasses.asdict(self.limits),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """The two graphs, known to belong together."""
+
+    base: Path
+    pruned: Path
+    base_sha256: str
+    pruned_sha256: str
+    base_facts: GraphFacts
+    pruned_facts: GraphFacts
+    n_layers: int
+    dropped: tuple[int, ...]
+    model: ModelSpec | None
+
+
+def compare_graphs(
+    base: Path,
+    pruned: Path,
+    request: ComparisonRequest,
+    *,
+    model_name: str | None = None,
+    engines: Iterable[EngineArtifact] = (),
+    progress: Progress | None = None,
+) -> ComparisonReport:
+    """Compare a pruned graph with its base.
+
+    The checkpoint that faithfulness is judged against is ``model_name``, or the one that the graphs' manifests name.
+    When neither can be had, faithfulness is reported as not run, with the reason.
+
+    Raises:
+        InputError: a graph, the text or the checkpoint is damaged or missing.
+        RefusedError: the graphs are no pair: swapped, or of different parents.
+    """
+    progress = progress or Quiet()
+    with progress.task("check the pair"):
+        pair = _pair(base, pruned)
+    text = load_text(request.text)
+    spec, reason = _checkpoint(pair.model, model_name, progress)
+    faithfulness = _faithfulness(pair, spec, reason, progress)
+    tokens = tokenize(text, base.parent, spec, limit=request.max_text_tokens)
+    quality = measure_quality(base, pruned, tokens, text, progress=progress)
+    latency = measure_latency(base, pruned, progress=progress) if request.latency else None
+    thresholds = check_limits(request.limits, quality, latency)
+    sizes = {engine.parent_sha256: engine.bytes for engine in engines}
+    return ComparisonReport(
+        base=str(base),
+        pruned=str(pruned),
+        base_sha256=pair.base_sha256,
+        pruned_sha256=pair.pruned_sha256,
+        dropped=pair.dropped,
+        n_layers=pair.n_layers,
+        faithfulness=faithfulness,
+        quality=quality,
+        latency=latency,
+        base_sizes=_sizes(base, pair.base_facts, sizes.get(pair.base_sha256)),
+        pruned_sizes=_sizes(pruned, pair.pruned_facts, sizes.get(pair.pruned_sha256)),
+        thresholds=thresholds,
+        verdict=verdict(faithfulness, quality, latency, thresholds, pair.base_facts, pair.pruned_facts),
+        passed=faithfulness.passed is not False and all(threshold.passed for threshold in thresholds),
+        device=device_name(),
+        command=request.command,
+    )
+
+
+def _pair(base: Path, pruned: Path) -> _Pair:
+    base_record, pruned_record = graph_manifest(base), graph_manifest(pruned)
+    base_sha256, pruned_sha256 = sha256_of(base), sha256_of(pruned)
+    model = (pruned_record or base_record or _NO_RECORD).model
+    if isinstance(base_record, PrunedGraph) and base_record.parent_sha256 == pruned_sha256:
+        raise RefusedError(f"{base} was pruned from {pruned}: base and pruned are swapped; name the base first")
+    if isinstance(pruned_record, PrunedGraph):
+        if pruned_record.parent_sha256 != base_sha256:
+            raise RefusedError(
+                f"{pruned} was pruned from another graph ({pruned_record.parent_path}, sha256 "
+                f"{pruned_record.parent_sha256[:12]}) than {base} ({base_sha256[:12]}); compare it with its own parent"
+            )
+        return _Pair(
+            base,
+            pruned,
+            base_sha256,
+            pruned_sha256,
+            pruned_record.before,
+            pruned_record.after,
+            pruned_record.n_layers,
+            pruned_record.dropped,
+            model,
+        )
+    before, after = describe_graph(base), describe_graph(pruned)
+    if before.n_layers != after.n_layers:
+        raise RefusedError(
+            f"{base} has {before.n_layers} attention layers, {pruned} comes from a graph with {after.n_layers}; "
+            "compare a graph with what it was pruned from"
+        )
+    if not set(before.dropped) <= set(after.dropped):
+        raise RefusedError(f"{base} lacks layers that {pruned} has: base and pruned are swapped; name the base first")
+    return _Pair(
+        base, pruned, base_sha256, pruned_sha256, before.facts, after.facts, after.n_layers, after.dropped, model
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoRecord:
+    model: ModelSpec | None = None
+
+
+_NO_RECORD: ExportedGraph | PrunedGraph | _NoRecord = _NoRecord()
+
+
+def _checkpoint(recorded: ModelSpec | None, asked: str | None, progress: Progress) -> tuple[ModelSpec | None, str]:
+    """The checkpoint to judge against, or why there is none. One that is asked for by name must be there."""
+    from gatenorm_export.sources import resolve_model
+
+    if asked is not None:
+        spec = resolve_model(asked, progress=progress)
+        if recorded is not None and recorded.digest != spec.digest:
+            raise RefusedError(
+                f"--model {asked} ({spec.digest[:12]}) is not the checkpoint that the graphs came from "
+                f"({recorded.name}, {recorded.digest[:12]})"
+            )
+        return spec, ""
+    if recorded is None:
+        return None, "the graphs do not say which checkpoint they came from; name it with --model"
+    try:
+        spec = resolve_model(recorded.path, progress=progress)
+    except GateNormError as error:
+        return None, f"the checkpoint that the graphs came from cannot be had ({error}); name it with --model"
+    if spec.digest != recorded.digest:
+        return None, f"the checkpoint at {recorded.path} has changed since the export; name the right one with --model"
+    return spec, ""
+
+
+def _faithfulness(pair: _Pair, spec: ModelSpec | None, reason: str, progress: Progress) -> Faithfulness:
+    if spec is None:
+        return Faithfulness(passed=None, reason=f"not run: {reason}", reference="none")
+    result = check_faithfulness(pair.pruned, spec, pair.dropped, progress=progress)
+    # The framework model is as large as both graphs together; it must be gone before they are loaded.
+    gc.collect()
+    return result
+
+
+def _sizes(graph: Path, facts: GraphFacts, engine_bytes: int | None) -> Sizes:
+    data = graph.with_name(f"{graph.name}.data"), graph.with_name(f"{graph.name}_data")
+    onnx_bytes = graph.stat().st_size + sum(path.stat().st_size for path in data if path.is_file())
+    return Sizes(facts=facts, onnx_bytes=onnx_bytes, engine_bytes=engine_bytes)

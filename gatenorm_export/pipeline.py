@@ -1,0 +1,240 @@
+"""The main job: the stages in their order. The only file that knows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gatenorm_export.artifacts import write_text
+from gatenorm_export.errors import InputError, MissingPartError
+from gatenorm_export.graphs import GRAPH_NAME, MANIFEST_NAME
+from gatenorm_export.ledger import Ledger
+from gatenorm_export.planning import DropRequest, make_plan
+from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.records import (
+    ComparisonReport,
+    EngineArtifact,
+    LayerScores,
+    ModelSpec,
+    PrunedGraph,
+    PrunePlan,
+    RunManifest,
+)
+from gatenorm_export.reporting import ReportMaterial, scores_svg, write_report
+
+if TYPE_CHECKING:
+    from gatenorm_export.building import Flavour, ShapeRequest
+    from gatenorm_export.comparing.compare import ComparisonRequest
+    from graph_passes import KVNames
+
+GRAPHS = ("base", "pruned")
+_SCORES, _PLAN, _COMPARISON = "scores.json", "plan.json", "compare.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRequest:
+    """What a user asks of the main job. ``flavour`` is a TensorRT flavour, "auto" or "none"."""
+
+    model: str
+    out: Path
+    drop: DropRequest
+    kv_names: KVNames
+    flavour: str
+    shapes: ShapeRequest
+    comparison: ComparisonRequest
+    force: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What the main job made, and which stages an earlier run had already done."""
+
+    material: ReportMaterial
+    reused: tuple[str, ...]
+    files: tuple[Path, ...]
+
+    def to_object(self) -> dict[str, Any]:
+        """One JSON object for pipelines: what ``compare`` prints, with the plan, the engines and the files."""
+        return self.material.comparison.to_object() | {
+            "kind": "run",
+            "drop": list(self.material.plan.drop),
+            "engines": [engine.to_object() for engine in self.material.engines],
+            "engines_not_built": self.material.engines_not_built,
+            "reused": list(self.reused),
+            "report": [str(path) for path in self.files],
+        }
+
+
+def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> RunResult:
+    """Score, plan, export, prune, build, compare and report into one folder; reuse what has not changed.
+
+    Raises:
+        GateNormError: a stage failed; stages before it stay recorded and are reused by the next run.
+    """
+    from gatenorm_export.sources import resolve_model
+
+    progress = progress or Quiet()
+    # Asked for by name, an engine stage that cannot run is an error before minutes are spent on the other stages.
+    flavour, no_engines = _flavour(request.flavour)
+    spec = resolve_model(request.model, progress=progress)
+    ledger = Ledger(request.out, spec, request.comparison.command, force=request.force, progress=progress)
+    run = _Run(request, ledger, progress, spec_digest=spec.digest)
+    scores = run.score(spec)
+    plan = run.plan(scores)
+    run.export(spec)
+    run.prune(plan)
+    engines = run.build(flavour) if flavour is not None else ()
+    if flavour is None:
+        ledger.skip("build", no_engines)
+    run.compare(engines)
+    material = report_material(request.out)
+    files: list[Path] = []
+    ledger.stage(
+        "report",
+        {"not_built": no_engines},
+        [ledger.sha256("compare", _COMPARISON), ledger.sha256("plan", _PLAN), ledger.sha256("score", _SCORES)],
+        lambda: files.extend(write_report(request.out, material)) or files,
+    )
+    files = files or [request.out / name for name in ("report.json", "report.md", "report.html")]
+    return RunResult(material, tuple(ledger.reused), tuple(files))
+
+
+def report_material(folder: Path) -> ReportMaterial:
+    """Gather a run folder's records for the report.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+    for name in (_SCORES, _PLAN, _COMPARISON, MANIFEST_NAME):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: holds no {name}; `gatenorm run --out {folder}` makes it")
+    manifest = RunManifest.load(folder / MANIFEST_NAME)
+    records = [_engine(folder, name).with_suffix(".engine.json") for name in GRAPHS]
+    built = "build" in manifest.stages
+    return ReportMaterial(
+        scores=LayerScores.load(folder / _SCORES),
+        plan=PrunePlan.load(folder / _PLAN),
+        comparison=ComparisonReport.load(folder / _COMPARISON),
+        engines=tuple(EngineArtifact.load(path) for path in records) if built else (),
+        engines_not_built=manifest.not_run.get("build", ""),
+    )
+
+
+def _engine(folder: Path, name: str) -> Path:
+    return folder / "engines" / f"{name}.engine"
+
+
+def _flavour(asked: str) -> tuple[Flavour | None, str]:
+    """The flavour to build with, or the reason why the engine stage is left out."""
+    from gatenorm_export.building import find_flavour
+
+    if asked == "none":
+        return None, "left out on request (--flavour none)"
+    try:
+        return find_flavour(None if asked == "auto" else asked), ""
+    except MissingPartError as error:
+        if asked != "auto":
+            raise
+        return None, str(error)
+
+
+class _Run:
+    """The stages bound to one request and one ledger."""
+
+    def __init__(self, request: RunRequest, ledger: Ledger, progress: Progress, *, spec_digest: str) -> None:
+        self._request = request
+        self._ledger = ledger
+        self._progress = progress
+        self._source = spec_digest
+        self._out = request.out
+
+    def score(self, spec: ModelSpec) -> LayerScores:
+        from gatenorm_export.scoring import score_model
+
+        def produce() -> Iterable[Path]:
+            scores = score_model(spec, progress=self._progress)
+            scores.save(self._out / _SCORES)
+            return [self._out / _SCORES]
+
+        self._ledger.stage("score", {"name": spec.name}, [self._source], produce)
+        return LayerScores.load(self._out / _SCORES)
+
+    def plan(self, scores: LayerScores) -> PrunePlan:
+        digest = self._ledger.sha256("score", _SCORES)
+
+        def produce() -> Iterable[Path]:
+            plan = make_plan(scores, self._request.drop, scores_sha256=digest)
+            plan.save(self._out / _PLAN)
+            write_text(self._out / "scores.svg", scores_svg(scores, plan.drop))
+            return [self._out / _PLAN, self._out / "scores.svg"]
+
+        self._ledger.stage("plan", dataclasses.asdict(self._request.drop), [digest], produce)
+        return PrunePlan.load(self._out / _PLAN)
+
+    def export(self, spec: ModelSpec) -> None:
+        folder = self._out / "base"
+
+        def produce() -> Iterable[Path]:
+            from gatenorm_export.exporting import export_model
+
+            record = export_model(spec, folder, progress=self._progress)
+            return [folder / MANIFEST_NAME, *(folder / file.name for file in record.files)]
+
+        self._ledger.stage("export", {"precision": "fp32"}, [self._source], produce)
+
+    def prune(self, plan: PrunePlan) -> None:
+        base, folder = self._out / "base" / GRAPH_NAME, self._out / "pruned"
+        plan_sha256 = self._ledger.sha256("plan", _PLAN)
+
+        def produce() -> Iterable[Path]:
+            from gatenorm_export.pruning import prune_graph
+
+            record = prune_graph(
+                base,
+                folder,
+                plan=plan,
+                plan_sha256=plan_sha256,
+                kv_names=self._request.kv_names,
+                progress=self._progress,
+            )
+            return [folder / MANIFEST_NAME, *(folder / file.name for file in record.files)]
+
+        parents = [self._ledger.sha256("export", f"base/{GRAPH_NAME}"), plan_sha256]
+        self._ledger.stage("prune", {"kv_names": self._request.kv_names}, parents, produce)
+        record = PrunedGraph.load(folder / MANIFEST_NAME)
+        self._ledger.describe(n_layers=record.n_layers, layer_map=record.layer_map)
+
+    def build(self, flavour: Flavour) -> tuple[EngineArtifact, ...]:
+        def produce() -> Iterable[Path]:
+            from gatenorm_export.building import build_engine
+
+            for name in GRAPHS:
+                engine = _engine(self._out, name)
+                graph = self._out / name / GRAPH_NAME
+                build_engine(graph, engine, flavour=flavour, shapes=self._request.shapes, progress=self._progress)
+                yield from (engine, engine.with_suffix(".engine.json"))
+
+        decides = {"flavour": flavour.name, "version": flavour.version, **dataclasses.asdict(self._request.shapes)}
+        self._ledger.stage("build", decides, self._graphs(), produce)
+        return tuple(EngineArtifact.load(_engine(self._out, name).with_suffix(".engine.json")) for name in GRAPHS)
+
+    def compare(self, engines: tuple[EngineArtifact, ...]) -> None:
+        request = self._request.comparison
+
+        def produce() -> Iterable[Path]:
+            from gatenorm_export.comparing.compare import compare_graphs
+
+            base, pruned = (self._out / name / GRAPH_NAME for name in GRAPHS)
+            report = compare_graphs(base, pruned, request, engines=engines, progress=self._progress)
+            report.save(self._out / _COMPARISON)
+            return [self._out / _COMPARISON]
+
+        self._ledger.stage("compare", request.decides(), [*self._graphs(), *(e.sha256 for e in engines)], produce)
+
+    def _graphs(self) -> list[str]:
+        return [
+            self._ledger.sha256("export", f"base/{GRAPH_NAME}"),
+            self._ledger.sha256("prune", f"pruned/{GRAPH_NAME}"),
+        ]
