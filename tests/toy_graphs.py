@@ -94,7 +94,7 @@ def _scaled(i: int) -> str:
 
 
 def _decoys(i: int) -> str:
-    """A pre-norm block whose MLP is gated by a router: a softmax over a product with a weight, which is no attention."""
+    """A pre-norm block with an MLP gated by a router: a softmax over a product with a weight, which is no attention."""
     return _pre(i).replace(
         f"  x{i + 1} = Add (y{i}, mlp{i})\n",
         f"""

@@ -1,0 +1,260 @@
+"""The tables of a report, as finished strings: the Markdown and the HTML page show the same cells."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+from gatenorm_export.records import (
+    ComparisonReport,
+    EngineArtifact,
+    Faithfulness,
+    Latency,
+    LayerScores,
+    Profile,
+    Quality,
+    Threshold,
+)
+from gatenorm_export.reporting.formatting import (
+    change,
+    count,
+    fixed,
+    interval,
+    milliseconds,
+    number,
+    percent,
+    size,
+    times,
+    verdict_word,
+)
+from gatenorm_export.reporting.material import ReportMaterial
+
+Cells = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading and how its cells are set."""
+
+    name: str
+    kind: Literal["text", "number", "code"] = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of a row is its heading."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Cells, ...]
+
+
+def scores_table(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int, ...]) -> Table:
+    """Every layer's score and what the plan does with it."""
+    rows = []
+    for row in scores.layers:
+        words = [word for word, marked in (("✕ dropped", drop), ("◆ protected", protect)) if row.layer in marked]
+        rows.append((str(row.layer), number(row.score, 4), ", ".join(words) or "kept"))
+    return Table(
+        "Gate-Norm score of every layer",
+        (Column("Layer", "number"), Column("Score", "number"), Column("Decision")),
+        tuple(rows),
+    )
+
+
+def quality_table(quality: Quality) -> Table:
+    """What pruning cost, each measure with a phrase that explains it."""
+    rows: tuple[Cells, ...] = (
+        (
+            "Perplexity",
+            fixed(quality.base_ppl, 3),
+            fixed(quality.pruned_ppl, 3),
+            f"× {fixed(quality.ppl_ratio, 3)}",
+            "how many next tokens the model hesitates between; lower is better",
+        ),
+        (
+            "Loss (nats per token)",
+            fixed(quality.base_loss_nats, 4),
+            fixed(quality.pruned_loss_nats, 4),
+            _difference(quality.base_loss_nats, quality.pruned_loss_nats),
+            "the surprise per token, the logarithm of perplexity; lower is better",
+        ),
+        (
+            "KL divergence (nats per token)",
+            "",
+            "",
+            fixed(quality.kl_nats, 4),
+            "how far the pruned prediction is from the unpruned one; 0 is equal",
+        ),
+        *(
+            ("Top-%d agreement" % k, "", "", percent(share), phrase)
+            for k, share, phrase in (
+                (1, quality.top1_agreement, "how often both put the same token first"),
+                (5, quality.top5_agreement, "how much the five likeliest tokens have in common"),
+                (10, quality.top10_agreement, "how much the ten likeliest tokens have in common"),
+            )
+        ),
+        (
+            "Greedy agreement",
+            "",
+            "",
+            percent(quality.greedy_agreement),
+            f"how much of {count(quality.greedy_tokens)} freely generated tokens is the same",
+        ),
+    )
+    columns = (
+        Column("Measure"),
+        Column("Unpruned", "number"),
+        Column("Pruned", "number"),
+        Column("Result", "number"),
+        Column("In plain words"),
+    )
+    return Table("Quality on the same text", columns, rows)
+
+
+def _difference(before: float, after: float) -> str:
+    text = fixed(after - before, 4)
+    return f"+{text}" if after > before else text
+
+
+def latency_table(latency: Latency) -> Table:
+    """Every measured point."""
+    rows = tuple(
+        (
+            row.phase,
+            count(row.sequence),
+            f"{milliseconds(row.base_p50_ms)} / {milliseconds(row.base_p90_ms)}",
+            f"{milliseconds(row.pruned_p50_ms)} / {milliseconds(row.pruned_p90_ms)}",
+            number(row.base_tokens_per_s),
+            number(row.pruned_tokens_per_s),
+            times(row.speedup),
+            interval(row.speedup_low, row.speedup_high),
+            count(row.repeats),
+        )
+        for row in latency.rows
+    )
+    names = ("Sequence", "Unpruned p50 / p90", "Pruned p50 / p90", "Unpruned tokens/s", "Pruned tokens/s")
+    numbers = tuple(Column(name, "number") for name in (*names, "Speed-up", "Interval", "Repeats"))
+    return Table("Latency by phase and sequence length", (Column("Phase"), *numbers), rows)
+
+
+def sizes_table(comparison: ComparisonReport) -> Table:
+    """Static costs of both graphs and of their engines."""
+    base, pruned = comparison.base_sizes, comparison.pruned_sizes
+    before, after = base.facts, pruned.facts
+    rows: list[Cells] = [
+        (name, show(old), show(new), change(old, new))
+        for name, show, old, new in (
+            ("Attention sublayers", count, before.n_attention, after.n_attention),
+            ("Nodes in the graph", count, before.n_nodes, after.n_nodes),
+            ("Parameters", count, before.n_parameters, after.n_parameters),
+            ("Weights", size, before.weight_bytes, after.weight_bytes),
+            ("KV cache per token", size, before.kv_bytes_per_token, after.kv_bytes_per_token),
+            ("ONNX files", size, base.onnx_bytes, pruned.onnx_bytes),
+        )
+    ]
+    if base.engine_bytes is not None or pruned.engine_bytes is not None:
+        both = base.engine_bytes is not None and pruned.engine_bytes is not None
+        ratio = change(base.engine_bytes or 0, pruned.engine_bytes or 0) if both else "not defined"
+        shown = tuple("not built" if n is None else size(n) for n in (base.engine_bytes, pruned.engine_bytes))
+        rows.append(("TensorRT engine", *shown, ratio))
+    columns = (Column("What"), *(Column(name, "number") for name in ("Unpruned", "Pruned", "Change")))
+    return Table("Sizes", columns, tuple(rows))
+
+
+def faithfulness_table(faithfulness: Faithfulness) -> Table:
+    """The error of every step of the check."""
+    rows = tuple(
+        (step.step, number(step.max_abs_error), number(step.tolerance), verdict_word(step.passed))
+        for step in faithfulness.steps
+    )
+    numbers = (Column("Worst logit error", "number"), Column("Tolerance", "number"))
+    return Table("Faithfulness, step by step", (Column("Step"), *numbers, Column("Result")), rows)
+
+
+def thresholds_table(thresholds: tuple[Threshold, ...]) -> Table:
+    """The gates of a pipeline."""
+    rows = tuple(
+        (gate.name, number(gate.limit, 4), number(gate.measured, 4), verdict_word(gate.passed)) for gate in thresholds
+    )
+    columns = (Column("Threshold"), Column("Limit", "number"), Column("Measured", "number"), Column("Result"))
+    return Table("Thresholds", columns, rows)
+
+
+def engines_table(material: ReportMaterial) -> Table:
+    """Every engine that was built."""
+    rows = tuple(
+        (
+            f"{engine.engine} ({material.role_of(engine)})",
+            size(engine.bytes),
+            f"{engine.flavour} {engine.flavour_version}",
+            engine.precision,
+            count(engine.n_network_layers),
+            f"{engine.n_inputs} / {engine.n_outputs}",
+            milliseconds(1000 * engine.build_seconds),
+            engine.built_on,
+        )
+        for engine in material.engines
+    )
+    columns = (
+        Column("Engine"),
+        Column("Size", "number"),
+        Column("Built with"),
+        Column("Precision"),
+        Column("Network layers", "number"),
+        Column("Inputs / outputs", "number"),
+        Column("Build time", "number"),
+        Column("Built on"),
+    )
+    return Table("TensorRT engines", columns, rows)
+
+
+def profiles_table(engine: EngineArtifact, role: str) -> Table:
+    """The optimisation profiles of one engine; inputs with equal bounds share a row."""
+    rows = tuple(cells for profile in engine.profiles for cells in _profile_rows(profile))
+    columns = (Column("Profile"), Column("Inputs"), *(Column(name, "code") for name in ("Min", "Typical", "Max")))
+    return Table(f"Shapes the {role} engine accepts", columns, rows)
+
+
+def _profile_rows(profile: Profile) -> list[Cells]:
+    inputs: dict[Cells, list[str]] = defaultdict(list)
+    for bound in profile.bounds:
+        inputs[tuple(" × ".join(map(str, shape)) for shape in (bound.min, bound.opt, bound.max))].append(bound.input)
+    return [
+        (profile.name, names[0] if len(names) == 1 else f"{len(names)} inputs: {names[0]} to {names[-1]}", *shapes)
+        for shapes, names in inputs.items()
+    ]
+
+
+def digests_table(material: ReportMaterial) -> Table:
+    """What the figures stand on, byte for byte."""
+    comparison = material.comparison
+    rows: list[Cells] = [
+        ("Checkpoint", material.scores.model.path, material.scores.model.digest),
+        ("Scores the plan was made from", "", material.plan.scores_sha256),
+        ("Unpruned graph", comparison.base, comparison.base_sha256),
+        ("Pruned graph", comparison.pruned, comparison.pruned_sha256),
+        ("Text", comparison.quality.text, comparison.quality.text_sha256),
+    ]
+    rows += [(f"Engine, {material.role_of(engine)}", engine.engine, engine.sha256) for engine in material.engines]
+    return Table("Digests", (Column("What"), Column("Where"), Column("sha256", "code")), tuple(rows))
+
+
+def versions_table(material: ReportMaterial) -> Table:
+    """Tool versions; where the records were made with different ones, every version and who used it."""
+    users: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for record in (material.scores, material.plan, *material.engines, material.comparison):
+        for tool, version in record.versions.items():
+            users[tool][version].append(record.kind)
+    rows: list[Cells] = []
+    for tool, versions in users.items():
+        several = "; ".join(f"{version} ({', '.join(dict.fromkeys(kinds))})" for version, kinds in versions.items())
+        rows.append((tool, several if len(versions) > 1 else next(iter(versions))))
+    return Table("Versions", (Column("Tool"), Column("Version")), tuple(rows))
+
+
+def convention_table(scores: LayerScores) -> Table:
+    """How the scores were computed where the paper leaves a choice."""
+    rows = tuple((name.replace("_", " ").capitalize(), str(value)) for name, value in scores.convention)
+    return Table("Convention of the scores", (Column("Choice"), Column("Made")), rows)
