@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from toy_graphs import BLOCKS, evaluate, toy_decoder, without_branches
+from toy_graphs import BLOCKS, WIDTH, evaluate, toy_decoder, without_branches
 
 from graph_passes import SurgeryRefused, find_attention, remove_attention
 
@@ -42,7 +42,7 @@ def test_removing_equals_zeroing(block: str, layers: tuple[int, ...]) -> None:
     kept = [layer for layer in range(N_LAYERS) if layer not in layers]
     assert set(result) == {"logits"} | {f"present_{layer}_{part}" for layer in kept for part in ("key", "value")}
     for name, array in result.items():
-        np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_a_norm_behind_the_branch_goes_with_its_shift() -> None:
@@ -55,7 +55,7 @@ def test_a_norm_behind_the_branch_goes_with_its_shift() -> None:
     reference.graph.insert_before(merge, nothing)
     merge.replace_input_with(1, nothing.outputs[0])
     expected, result = evaluate(reference), evaluate(model)
-    np.testing.assert_allclose(result["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result["logits"], expected["logits"], rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_plan_is_identity() -> None:
@@ -121,7 +121,7 @@ def test_detection_does_not_read_names() -> None:
                 value.name = f"v{index}"
     remove_attention(model, [0], kv_names="keep")
     expected = evaluate(without_branches(toy_decoder(), (0,)))
-    np.testing.assert_allclose(evaluate(model)["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(evaluate(model)["logits"], expected["logits"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layers", [[3], [-1], [0, 7]])
@@ -171,7 +171,7 @@ def test_a_softmax_that_is_no_attention_is_left_alone_with_a_reason() -> None:
 def test_a_sum_that_is_a_graph_output_keeps_its_name() -> None:
     model = toy_decoder()
     stream = next(node.outputs[0] for node in model.graph if node.outputs[0].name == "y1")
-    stream.shape, stream.dtype = ir.Shape(["b", "s", 4]), ir.DataType.FLOAT
+    stream.shape, stream.dtype = ir.Shape(["b", "s", WIDTH]), ir.DataType.FLOAT
     model.graph.outputs.append(stream)
     remove_attention(model, [1], kv_names="keep")
     onnx.checker.check_model(ir.serde.serialize_model(model))

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-WIDTH, VOCABULARY, POSITIONS = 4, 11, 16
+# 12 x 12 floats pass the 256 bytes below which onnx_ir keeps a tensor inside the graph file.
+WIDTH, VOCABULARY, POSITIONS = 12, 11, 16
 
 _NORM = """
   {out}_mean = ReduceMean <axes=[-1]> ({x})
@@ -119,7 +120,7 @@ BLOCKS = {
 def toy_decoder(block: str = "pre-norm", n_layers: int = 3, seed: int = 0) -> ir.Model:
     """A decoder whose past length is read from layer 0's key, for a learned position table and the causal mask.
 
-    Inputs: tokens [b, s], attention_mask [b, p + s], past_i_key and past_i_value [b, p, 4]; outputs: logits [b, s, 11]
+    Inputs: tokens [b, s], attention_mask [b, p + s], past_i_key and past_i_value [b, p, 12]; outputs: logits [b, s, 11]
     and present_i_key, present_i_value.
     """
     rng = np.random.default_rng(seed)
