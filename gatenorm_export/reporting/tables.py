@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
@@ -52,10 +53,13 @@ class Table:
 
 def scores_table(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int, ...]) -> Table:
     """Every layer's score and what the plan does with it."""
+    finite = [abs(row.score) for row in scores.layers if math.isfinite(row.score)]
+    decimals = max(0, 4 - len(str(int(max(finite, default=0.0)))))
     rows = []
     for row in scores.layers:
+        score = fixed(row.score, max(decimals, 1)) if max(finite, default=0.0) >= 1 else number(row.score, 4)
         words = [word for word, marked in (("✕ dropped", drop), ("◆ protected", protect)) if row.layer in marked]
-        rows.append((str(row.layer), number(row.score, 4), ", ".join(words) or "kept"))
+        rows.append((str(row.layer), score, ", ".join(words) or "kept"))
     return Table(
         "Gate-Norm score of every layer",
         (Column("Layer", "number"), Column("Score", "number"), Column("Decision")),

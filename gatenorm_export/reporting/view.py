@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +17,7 @@ from gatenorm_export.reporting.formatting import (
     times,
 )
 from gatenorm_export.reporting.material import ReportMaterial
+from gatenorm_export.reporting.speed import Bar, SpeedChart, position, speed_charts
 from gatenorm_export.reporting.tables import (
     Table,
     convention_table,
@@ -33,6 +33,20 @@ from gatenorm_export.reporting.tables import (
     versions_table,
 )
 
+HOW_TO_READ = (
+    "Faithfulness and quality are different questions. Faithfulness asks whether the graph was cut correctly: its logits "
+    "must match the original framework with the same attention branches switched off, up to rounding. Quality asks what "
+    "the cut costs: the pruned model is a different model, and its answers are expected to differ.",
+    "The Gate-Norm score is read off the weights alone. A low score says that queries and keys of that layer interact "
+    "weakly, so its attention is a candidate for removal. It is a ranking, not a promise; the quality table is the "
+    "evidence.",
+    "A speed-up above 1 means that the pruned graph was faster. Both graphs were timed in turns in one process; where an "
+    "interval reaches below 1, the gain may be noise. Figures hold for the device, the threads and the lengths named "
+    "here, and for no other.",
+    "Perplexity and agreement depend on the text. One short text says little about another language, code or a long "
+    "conversation: measure on text of your own before you decide.",
+)
+
 NO_LATENCY = "Latency was not measured in this comparison."
 
 
@@ -44,40 +58,6 @@ class Card:
     value: str
     note: str
     tone: Literal["plain", "good", "bad"] = "plain"
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A labelled share of a whole, 0 to 100; None where it is no finite number."""
-
-    label: str
-    share: float | None
-    text: str
-
-
-@dataclass(frozen=True)
-class SpeedRow:
-    """One measured point as two bars, and its speed-up on an axis; positions in percent of the track."""
-
-    label: str
-    base: Bar
-    pruned: Bar
-    speedup: str
-    interval: str
-    low: float | None
-    middle: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class SpeedChart:
-    """All points of one phase; ``one`` is where a speed-up of 1 lies on the axis from ``left`` to ``right``."""
-
-    phase: str
-    rows: tuple[SpeedRow, ...]
-    one: float
-    left: str
-    right: str
 
 
 @dataclass(frozen=True)
@@ -111,6 +91,7 @@ class Page:
     versions: Table
     digests: Table
     convention: Table
+    how_to_read: tuple[str, ...]
     made_by: str
 
 
@@ -132,7 +113,7 @@ def page_of(material: ReportMaterial) -> Page:
         agreement=_agreement(comparison.quality),
         quality_source=f"Measured on {comparison.quality.text}, {count(comparison.quality.n_tokens)} tokens.",
         quality=quality_table(comparison.quality),
-        speed=_speed(latency) if latency else (),
+        speed=speed_charts(latency) if latency else (),
         latency_source=_latency_source(latency) if latency else NO_LATENCY,
         latency=latency_table(latency) if latency else None,
         kept=_kept(comparison),
@@ -148,6 +129,7 @@ def page_of(material: ReportMaterial) -> Page:
         versions=versions_table(material),
         digests=digests_table(material),
         convention=convention_table(scores),
+        how_to_read=HOW_TO_READ,
         made_by=f"gatenorm {comparison.versions.get('gatenorm', '(version unknown)')}",
     )
 
@@ -226,7 +208,7 @@ def _agreement(quality: Quality) -> tuple[Bar, ...]:
         ("Top 10 in common", quality.top10_agreement),
         ("Same greedy text", quality.greedy_agreement),
     )
-    return tuple(Bar(label, _position(share, 0, 1), percent(share)) for label, share in shares)
+    return tuple(Bar(label, position(share, 0, 1), percent(share)) for label, share in shares)
 
 
 def _kept(comparison: ComparisonReport) -> tuple[Bar, ...]:
@@ -240,7 +222,7 @@ def _kept(comparison: ComparisonReport) -> tuple[Bar, ...]:
     if base.engine_bytes is not None and pruned.engine_bytes is not None:
         pairs.append(("Engine", base.engine_bytes, pruned.engine_bytes))
     return tuple(
-        Bar(label, _position(after / before, 0, 1), f"{percent(after / before)} kept")
+        Bar(label, position(after / before, 0, 1), f"{percent(after / before)} kept")
         for label, before, after in pairs
         if before
     )
@@ -249,47 +231,6 @@ def _kept(comparison: ComparisonReport) -> tuple[Bar, ...]:
 def _latency_source(latency: Latency) -> str:
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
     return f"Measured with {latency.backend} on {latency.device}, {threads}, batch {latency.batch}."
-
-
-def _speed(latency: Latency) -> tuple[SpeedChart, ...]:
-    """Both phases on one speed-up axis, so that they can be compared; throughput bars are scaled per phase."""
-    ends = [end for row in latency.rows for end in (row.speedup_low, row.speedup, row.speedup_high)]
-    finite = [end for end in ends if math.isfinite(end)]
-    left, right = min([*finite, 0.95]), max([*finite, 1.05])
-    margin = 0.06 * (right - left)
-    left, right = left - margin, right + margin
-    charts = []
-    for phase in dict.fromkeys(row.phase for row in latency.rows):
-        rows = [row for row in latency.rows if row.phase == phase]
-        rates = [rate for row in rows for rate in (row.base_tokens_per_s, row.pruned_tokens_per_s)]
-        top = max([rate for rate in rates if math.isfinite(rate)], default=0.0) or 1.0
-        shown = tuple(
-            SpeedRow(
-                label=f"{count(row.sequence)} tokens" if phase == "prefill" else f"after {count(row.sequence)} tokens",
-                base=_rate("unpruned", row.base_tokens_per_s, top),
-                pruned=_rate("pruned", row.pruned_tokens_per_s, top),
-                speedup=times(row.speedup),
-                interval=interval(row.speedup_low, row.speedup_high),
-                low=_position(row.speedup_low, left, right),
-                middle=_position(row.speedup, left, right),
-                high=_position(row.speedup_high, left, right),
-            )
-            for row in rows
-        )
-        one = 100 * (1 - left) / (right - left)
-        charts.append(SpeedChart(phase.capitalize(), shown, round(one, 2), times(left), times(right)))
-    return tuple(charts)
-
-
-def _rate(label: str, rate: float, top: float) -> Bar:
-    return Bar(label, _position(rate, 0, top), f"{number(rate)} tokens/s")
-
-
-def _position(value: float, left: float, right: float) -> float | None:
-    """Where ``value`` lies between ``left`` and ``right``, in percent, kept within the track."""
-    if not math.isfinite(value):
-        return None
-    return round(min(max(100 * (value - left) / (right - left), 0.0), 100.0), 2)
 
 
 def _facts(material: ReportMaterial) -> tuple[tuple[str, str], ...]:

@@ -1,0 +1,84 @@
+"""Bars and intervals as positions in percent of a track, so that a page of any width can draw them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gatenorm_export.records import Latency
+from gatenorm_export.reporting.formatting import count, interval, number, times
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A labelled share of a whole, 0 to 100; None where it is no finite number."""
+
+    label: str
+    share: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One measured point as two bars, and its speed-up on an axis; positions in percent of the track."""
+
+    label: str
+    base: Bar
+    pruned: Bar
+    speedup: str
+    interval: str
+    low: float | None
+    middle: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class SpeedChart:
+    """All points of one phase; ``one`` is where a speed-up of 1 lies on the axis from ``left`` to ``right``."""
+
+    phase: str
+    rows: tuple[SpeedRow, ...]
+    one: float
+    left: str
+    right: str
+
+
+def speed_charts(latency: Latency) -> tuple[SpeedChart, ...]:
+    """Both phases on one speed-up axis, so that they can be compared; throughput bars are scaled per phase."""
+    ends = [end for row in latency.rows for end in (row.speedup_low, row.speedup, row.speedup_high)]
+    finite = [end for end in ends if math.isfinite(end)]
+    left, right = min([*finite, 0.95]), max([*finite, 1.05])
+    margin = 0.06 * (right - left)
+    left, right = left - margin, right + margin
+    charts = []
+    for phase in dict.fromkeys(row.phase for row in latency.rows):
+        rows = [row for row in latency.rows if row.phase == phase]
+        rates = [rate for row in rows for rate in (row.base_tokens_per_s, row.pruned_tokens_per_s)]
+        top = max([rate for rate in rates if math.isfinite(rate)], default=0.0) or 1.0
+        shown = tuple(
+            SpeedRow(
+                label=f"{count(row.sequence)} tokens" if phase == "prefill" else f"after {count(row.sequence)} tokens",
+                base=_rate("unpruned", row.base_tokens_per_s, top),
+                pruned=_rate("pruned", row.pruned_tokens_per_s, top),
+                speedup=times(row.speedup),
+                interval=interval(row.speedup_low, row.speedup_high),
+                low=position(row.speedup_low, left, right),
+                middle=position(row.speedup, left, right),
+                high=position(row.speedup_high, left, right),
+            )
+            for row in rows
+        )
+        one = 100 * (1 - left) / (right - left)
+        charts.append(SpeedChart(phase.capitalize(), shown, round(one, 2), times(left), times(right)))
+    return tuple(charts)
+
+
+def _rate(label: str, rate: float, top: float) -> Bar:
+    return Bar(label, position(rate, 0, top), f"{number(rate)} tokens/s")
+
+
+def position(value: float, left: float, right: float) -> float | None:
+    """Where ``value`` lies between ``left`` and ``right``, in percent, kept within the track."""
+    if not math.isfinite(value):
+        return None
+    return round(min(max(100 * (value - left) / (right - left), 0.0), 100.0), 2)
