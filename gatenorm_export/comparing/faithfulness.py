@@ -1,0 +1,127 @@
+"""Is the surgery right? The graph against the framework model with the same attention branches zeroed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gatenorm_export.errors import MissingPartError
+from gatenorm_export.framework import load_framework_model, zeroed_attention
+from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.records import Faithfulness, ModelSpec, StepError
+
+RELATIVE_TOLERANCE = 1e-4
+"""Largest logit error as a share of the reference's logit range. fp32 over thirty layers stays an order of magnitude
+below it; a branch left in, or a wrong position, is orders above."""
+
+
+def check_faithfulness(
+    graph: Path,
+    spec: ModelSpec,
+    dropped: tuple[int, ...],
+    *,
+    model: Any = None,
+    progress: Progress | None = None,
+) -> Faithfulness:
+    """Compare ``graph`` with the framework model of ``spec`` whose attention branches ``dropped`` are zeroed by hooks.
+
+    Both run the same script: a left-padded prefill of two prompts, eight decode steps with a real KV cache, a chunk of
+    four tokens onto the cache, two more decode steps, teacher-forced with the reference's greedy tokens. With nothing
+    dropped this validates an export. ``model`` saves loading it again.
+
+    Raises:
+        MissingPartError: onnxruntime or polygraphy is not installed.
+        InputError: the graph or the checkpoint cannot be loaded.
+        RefusedError: the graph is no decoder, or a layer does not exist.
+    """
+    progress = progress or Quiet()
+    try:
+        from polygraphy.comparator import Comparator, CompareFunc
+
+        from gatenorm_export.comparing.feeds import make_script
+        from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder
+    except ImportError as error:
+        raise MissingPartError(
+            f'comparing needs onnxruntime and polygraphy: pip install "gatenorm[ort]" ({error})'
+        ) from error
+    if model is None:
+        with progress.task("load the framework model"):
+            model, _ = load_framework_model(spec)
+    reference = FrameworkDecoder(model)
+    with progress.task("check faithfulness"), silent_polygraphy(), zeroed_attention(model, spec, dropped):
+        logits: list[np.ndarray] = []
+
+        def logits_of(feed: Any) -> np.ndarray:
+            logits.append(reference.infer(feed)["logits"])
+            return logits[-1]
+
+        with reference:
+            script = make_script(logits_of, model.config.vocab_size)
+        shown = np.concatenate(
+            [step[feed["attention_mask"][:, -step.shape[1] :] != 0] for step, feed in zip(logits, script.feeds, strict=True)]
+        )
+        logit_range = float(np.ptp(shown))
+        tolerance = RELATIVE_TOLERANCE * logit_range
+        results = Comparator.run([reference, OnnxDecoder(graph, "graph")], data_loader=script.feeds)
+        compared = Comparator.compare_accuracy(
+            results, compare_func=CompareFunc.simple(rtol=0.0, atol=tolerance, check_error_stat="max")
+        )
+        outputs = [[step["logits"] for step in iterations] for iterations in results.values()]
+        verdicts = [bool(step["logits"]) for step in next(iter(compared.values()))]
+    return _summarise(script.names, outputs, verdicts, tolerance, logit_range, dropped)
+
+
+def _summarise(
+    names: tuple[str, ...],
+    outputs: list[list[np.ndarray]],
+    verdicts: list[bool],
+    tolerance: float,
+    logit_range: float,
+    dropped: tuple[int, ...],
+) -> Faithfulness:
+    steps = []
+    tokens_equal = True
+    for name, expected, got, agreed in zip(names, *outputs, verdicts, strict=True):
+        error = float(np.max(np.abs(expected - got)))
+        # A NaN compares false with everything, so finiteness is asked for by itself.
+        passed = agreed and bool(np.isfinite(got).all()) and error <= tolerance
+        steps.append(StepError(step=name, max_abs_error=error, tolerance=tolerance, passed=passed))
+        tokens_equal &= _same_tokens(expected[:, -1], got[:, -1], tolerance)
+    worst = max(steps, key=lambda step: step.max_abs_error if np.isfinite(step.max_abs_error) else np.inf)
+    passed = all(step.passed for step in steps) and tokens_equal
+    zeroed = f"attention of layers {', '.join(map(str, dropped))} zeroed" if dropped else "nothing zeroed"
+    reason = (
+        f"{'passed' if passed else 'FAILED'}: largest logit error {worst.max_abs_error:.1e} ({worst.step}), tolerance "
+        f"{tolerance:.1e}, over prefill with left padding and {len(steps) - 1} steps with cache"
+    )
+    return Faithfulness(
+        passed=passed,
+        reason=reason,
+        reference=f"framework model in fp32 with {zeroed}",
+        steps=tuple(steps),
+        max_abs_error=worst.max_abs_error,
+        logit_range=logit_range,
+        tolerance=tolerance,
+        tokens_equal=tokens_equal,
+    )
+
+
+def _same_tokens(expected: np.ndarray, got: np.ndarray, tolerance: float) -> bool:
+    """Whether greedy decoding takes the same token; two tokens closer than twice the tolerance are a tie."""
+    rows = np.arange(len(expected))
+    margin = expected.max(axis=-1) - expected[rows, got.argmax(axis=-1)]
+    return bool((margin <= 2 * tolerance).all())
+
+
+@contextlib.contextmanager
+def silent_polygraphy() -> Iterator[None]:
+    """polygraphy talks on stdout, which belongs to results; only its errors are let through, to stderr."""
+    from polygraphy.logger import G_LOGGER
+
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,149 @@
+"""What pruning gained: prefill and decode on ONNX Runtime's CPU provider, base and pruned call by call in turn.
+
+polygraphy's timing is not used: its maintainers call it unreliable for comparisons.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
+from gatenorm_export.errors import MissingPartError
+from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.records import Latency, LatencyRow
+
+SEQUENCES = (64, 256, 512)
+REPEATS = {"prefill": 12, "decode": 60}
+"""Pairs of calls per point. A removed sublayer of thirty is worth about one per cent of a decode step, and single calls
+on a shared machine scatter by ten, so decode needs many pairs; a prefill is long enough to need few."""
+
+WARM_UP = 3
+BATCH = 1
+
+
+def measure_latency(
+    base: Path, pruned: Path, *, sequences: Sequence[int] = SEQUENCES, progress: Progress | None = None
+) -> Latency:
+    """Time prefill of ``sequences`` tokens, and decode of one token with that many in the cache.
+
+    Base and pruned are called in turn, the order changing from pair to pair, so that drift of the machine hits both.
+    The speed-up is the median of the pairs' ratios, its interval a seeded 95 % bootstrap. Caches stay in ONNX
+    Runtime's own values: nothing is copied between calls.
+
+    Raises:
+        MissingPartError: onnxruntime is not installed.
+        InputError: a graph cannot be loaded.
+    """
+    progress = progress or Quiet()
+    try:
+        import onnxruntime
+
+        from gatenorm_export.comparing.runners import open_session
+    except ImportError as error:
+        raise MissingPartError(f'latency needs onnxruntime: pip install "gatenorm[ort]" ({error})') from error
+    sessions = [open_session(graph) for graph in (base, pruned)]
+    signatures = [
+        signature_of(session, str(graph)) for session, graph in zip(sessions, (base, pruned), strict=True)
+    ]
+    rows = []
+    with progress.task("measure latency", total=2 * len(sequences)) as bar:
+        for phase in ("prefill", "decode"):
+            for sequence in sequences:
+                calls = [
+                    _call(session, signature, phase, sequence)
+                    for session, signature in zip(sessions, signatures, strict=True)
+                ]
+                rows.append(_row(phase, sequence, calls))
+                bar.advance()
+    return Latency(
+        backend=f"ONNX Runtime {onnxruntime.__version__} CPU",
+        device=device_name(),
+        threads=os.cpu_count() or 1,
+        batch=BATCH,
+        rows=tuple(rows),
+        prefill_speedup=_mean_speedup(rows, "prefill"),
+        decode_speedup=_mean_speedup(rows, "decode"),
+    )
+
+
+def device_name() -> str:
+    """The processor and how many of its threads there are."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} threads, {platform.system()} {platform.machine()}"
+
+
+def speedup_with_interval(base: np.ndarray, pruned: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Median of the paired ratios base / pruned with its 95 % bootstrap interval; both [pairs], any time unit."""
+    ratios = base / pruned
+    rng = np.random.default_rng(seed)
+    medians = np.median(rng.choice(ratios, size=(2000, len(ratios))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def _call(session: Any, signature: DecodeSignature, phase: str, sequence: int) -> Callable[[], float]:
+    """A function that runs one step and returns its seconds."""
+    from onnxruntime import OrtValue
+
+    step, past = (sequence, 0) if phase == "prefill" else (1, sequence)
+    # Any tokens do: the time of a dense decoder does not depend on which they are.
+    feed = {
+        TOKENS: np.arange(step, dtype=np.int64)[None] % 97 + 3,
+        MASK: np.ones((BATCH, past + step), np.int64),
+        POSITIONS: np.arange(past, past + step, dtype=np.int64)[None],
+    }
+    values = {name: OrtValue.ortvalue_from_numpy(feed[name]) for name in signature.plain}
+    values |= {entry.name: OrtValue.ortvalue_from_numpy(entry.filled(BATCH, past)) for entry in signature.past}
+    names = [signature.logits, *signature.present]
+
+    def call() -> float:
+        start = time.perf_counter()
+        session.run_with_ort_values(names, values)
+        return time.perf_counter() - start
+
+    return call
+
+
+def _row(phase: Literal["prefill", "decode"] | str, sequence: int, calls: list[Callable[[], float]]) -> LatencyRow:
+    repeats = REPEATS[phase]
+    for _ in range(WARM_UP):
+        for call in calls:
+            call()
+    seconds = np.zeros((2, repeats))
+    for pair in range(repeats):
+        for which in (0, 1) if pair % 2 == 0 else (1, 0):
+            seconds[which, pair] = calls[which]()
+    tokens = BATCH * (sequence if phase == "prefill" else 1)
+    base_p50, pruned_p50 = np.median(seconds, axis=1)
+    base_p90, pruned_p90 = np.quantile(seconds, 0.9, axis=1)
+    speedup, low, high = speedup_with_interval(seconds[0], seconds[1])
+    return LatencyRow(
+        phase="prefill" if phase == "prefill" else "decode",
+        sequence=sequence,
+        repeats=repeats,
+        base_p50_ms=1e3 * base_p50,
+        base_p90_ms=1e3 * base_p90,
+        pruned_p50_ms=1e3 * pruned_p50,
+        pruned_p90_ms=1e3 * pruned_p90,
+        base_tokens_per_s=tokens / base_p50,
+        pruned_tokens_per_s=tokens / pruned_p50,
+        speedup=speedup,
+        speedup_low=low,
+        speedup_high=high,
+    )
+
+
+def _mean_speedup(rows: list[LatencyRow], phase: str) -> float:
+    """Geometric mean over the sequence lengths: ratios multiply."""
+    return float(np.exp(np.mean([np.log(row.speedup) for row in rows if row.phase == phase])))

@@ -1,0 +1,72 @@
+"""How a decoder graph is called: which inputs are tokens, mask and positions, which tensors carry the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from gatenorm_export.errors import RefusedError
+
+TOKENS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheInput:
+    """One ``past`` input: shape [batch, heads, past length, size] with only the fixed lengths known."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: type[np.generic]
+
+    def empty(self, batch: int) -> np.ndarray:
+        """The cache of a sequence that has not begun: batch rows, past length 0."""
+        return self.filled(batch, 0)
+
+    def filled(self, batch: int, past: int) -> np.ndarray:
+        """A cache of ``past`` zeros: the first open length is the batch, every later one the past."""
+        lengths, seen = [], False
+        for length in self.shape:
+            lengths.append(length if length is not None else past if seen else batch)
+            seen = seen or length is None
+        return np.zeros(lengths, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSignature:
+    """The inputs and outputs of a decoder graph, ``past[i]`` belonging to ``present[i]``."""
+
+    plain: tuple[str, ...]
+    past: tuple[CacheInput, ...]
+    logits: str
+    present: tuple[str, ...]
+
+
+def signature_of(session: Any, graph: str) -> DecodeSignature:
+    """Read the signature off an ONNX Runtime session.
+
+    Past inputs are all inputs but tokens, mask and positions; present outputs are all outputs but the first. They pair
+    by position, as optimum's and ONNX Runtime's own clients pair them.
+
+    Raises:
+        RefusedError: the graph takes no tokens, or pasts and presents do not pair up.
+    """
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    plain = tuple(entry.name for entry in inputs if entry.name in {TOKENS, MASK, POSITIONS})
+    past = tuple(
+        CacheInput(
+            entry.name,
+            tuple(length if isinstance(length, int) else None for length in entry.shape),
+            _DTYPES.get(entry.type, np.float32),
+        )
+        for entry in inputs
+        if entry.name not in plain
+    )
+    present = tuple(entry.name for entry in outputs[1:])
+    if TOKENS not in plain:
+        raise RefusedError(f"{graph}: has no input {TOKENS}; only decoders over tokens can be compared so far")
+    if len(past) != len(present):
+        raise RefusedError(f"{graph}: {len(past)} cache inputs but {len(present)} cache outputs; they must pair up")
+    return DecodeSignature(plain, past, outputs[0].name, present)

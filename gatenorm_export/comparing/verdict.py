@@ -1,0 +1,46 @@
+"""The comparison in a sentence or three, for people."""
+
+from __future__ import annotations
+
+from gatenorm_export.records import Faithfulness, GraphFacts, Latency, Quality, Threshold
+
+_DAMAGED_PPL_RATIO = 1.5
+"""Above this a model's text is visibly worse; the paper's own plans stay far below it."""
+
+
+def verdict(
+    faithfulness: Faithfulness,
+    quality: Quality,
+    latency: Latency | None,
+    thresholds: tuple[Threshold, ...],
+    base: GraphFacts,
+    pruned: GraphFacts,
+) -> str:
+    """Say what was proved, what was gained, what it cost, and what to do when that is too much."""
+    if faithfulness.passed is False:
+        return "NOT FAITHFUL: the pruned graph does not compute what it should, so no other figure means anything."
+    parts = ["Faithful." if faithfulness.passed else "Faithfulness was not checked."]
+    removed = base.n_attention - pruned.n_attention
+    if removed == 0:
+        parts.append("Nothing was removed.")
+    else:
+        saved = 1 - pruned.kv_bytes_per_token / base.kv_bytes_per_token if base.kv_bytes_per_token else 0.0
+        gains = [_speed(latency)] if latency is not None else []
+        gains += [f"makes the KV cache {saved:.0%} smaller"] if saved else []
+        gains.append(f"multiplies perplexity by {quality.ppl_ratio:.2f}")
+        listed = ", ".join(gains[:-1]) + (" and " if len(gains) > 1 else "") + gains[-1]
+        parts.append(f"Removing {removed} of {base.n_attention} attention sublayers {listed}.")
+    if quality.ppl_ratio > _DAMAGED_PPL_RATIO:
+        parts.append("That damages the model: drop fewer layers, or protect the critical ones.")
+    missed = [threshold.name for threshold in thresholds if not threshold.passed]
+    if missed:
+        parts.append(f"Limits missed: {', '.join(missed)}.")
+    return " ".join(parts)
+
+
+def _speed(latency: Latency) -> str:
+    rows = [row for row in latency.rows if row.phase == "decode"]
+    # An interval that reaches across 1 at any length is no proof of a gain.
+    if min(row.speedup_low for row in rows) > 1.0:
+        return f"makes decode {latency.decode_speedup:.2f}x as fast"
+    return f"makes decode no faster beyond doubt ({latency.decode_speedup:.2f}x)"
