@@ -63,7 +63,10 @@ def check_faithfulness(
         with reference:
             script = make_script(logits_of, model.config.vocab_size)
         shown = np.concatenate(
-            [step[feed["attention_mask"][:, -step.shape[1] :] != 0] for step, feed in zip(logits, script.feeds, strict=True)]
+            [
+                step[feed["attention_mask"][:, -step.shape[1] :] != 0]
+                for step, feed in zip(logits, script.feeds, strict=True)
+            ]
         )
         logit_range = float(np.ptp(shown))
         tolerance = RELATIVE_TOLERANCE * logit_range

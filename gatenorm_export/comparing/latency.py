@@ -49,9 +49,7 @@ def measure_latency(
     except ImportError as error:
         raise MissingPartError(f'latency needs onnxruntime: pip install "gatenorm[ort]" ({error})') from error
     sessions = [open_session(graph) for graph in (base, pruned)]
-    signatures = [
-        signature_of(session, str(graph)) for session, graph in zip(sessions, (base, pruned), strict=True)
-    ]
+    signatures = [signature_of(session, str(graph)) for session, graph in zip(sessions, (base, pruned), strict=True)]
     rows = []
     with progress.task("measure latency", total=2 * len(sequences)) as bar:
         for phase in ("prefill", "decode"):

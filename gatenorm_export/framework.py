@@ -1,0 +1,116 @@
+"""The framework model: loaded from a checkpoint, and with attention branches switched off."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import operator
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gatenorm_export.architectures import adapter_for
+from gatenorm_export.errors import InputError, MissingPartError, RefusedError
+from gatenorm_export.records import ModelSpec
+
+
+def load_framework_model(spec: ModelSpec) -> tuple[Any, Any | None]:
+    """Load a checkpoint into transformers, fp32, in evaluation mode; and its tokenizer, or None where it has none.
+
+    Nothing is fetched and no code of the checkpoint is run.
+
+    Raises:
+        MissingPartError: torch or transformers is not installed.
+        InputError: transformers cannot load the checkpoint.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise MissingPartError(
+            f'the framework model needs torch and transformers: pip install "gatenorm[export]" ({error})'
+        ) from error
+    folder, options = _location(spec)
+    with _quiet():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **options
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise InputError(f"{spec.path}: transformers cannot load it ({type(error).__name__}: {first})") from error
+    return model.eval(), load_tokenizer(None, spec)
+
+
+def load_tokenizer(folder: Path | None, spec: ModelSpec | None) -> Any | None:
+    """The tokenizer in ``folder``, or else the checkpoint's; None where neither has one.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    from transformers import AutoTokenizer
+
+    places: list[tuple[str, dict[str, str]]] = []
+    if folder is not None and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        places.append((str(folder), {}))
+    if spec is not None:
+        places.append(_location(spec))
+    for place, options in places:
+        with _quiet(), contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False, **options)
+    return None
+
+
+@contextlib.contextmanager
+def zeroed_attention(model: Any, spec: ModelSpec, layers: Iterable[int]) -> Iterator[None]:
+    """While the block runs, the attention modules of ``layers`` return zeros; their KV cache is still filled.
+
+    Raises:
+        RefusedError: a layer does not exist.
+    """
+    adapter = adapter_for(spec.architecture)
+    blocks = operator.attrgetter(adapter.blocks)(model)
+    beyond = [layer for layer in layers if not 0 <= layer < len(blocks)]
+    if beyond:
+        raise RefusedError(f"layer {beyond[0]} does not exist: {spec.name} has {len(blocks)} attention layers")
+    hooks = [operator.attrgetter(adapter.attention)(blocks[layer]).register_forward_hook(_zero) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _zero(module: Any, inputs: Any, output: Any) -> Any:
+    import torch
+
+    if isinstance(output, tuple):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return torch.zeros_like(output)
+
+
+def _location(spec: ModelSpec) -> tuple[str, dict[str, str]]:
+    path = Path(spec.path)
+    if spec.source == "gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    return str(path), {}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading bars and advice of transformers belong to nobody's output."""
+    from transformers.utils import logging as hf_logging
+
+    bars = hf_logging.is_progress_bar_enabled()
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,107 @@
+"""From scores to a plan: which attention sublayers go. Pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.records import LayerScores, PrunePlan
+
+
+@dataclasses.dataclass(frozen=True)
+class DropRequest:
+    """What a user asks to drop: exactly one of a number, a share of all layers, and a list; never the protected."""
+
+    drop: int | None = None
+    ratio: float | None = None
+    layers: tuple[int, ...] | None = None
+    protect: tuple[int, ...] = ()
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything was asked for."""
+        return any(choice is not None for choice in (self.drop, self.ratio, self.layers))
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Read a list of layers such as ``24-27,29``; ranges include both ends, the result is sorted.
+
+    Raises:
+        InputError: not such a list, a range that runs backwards, or a layer named twice.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        if match is None:
+            raise InputError(f"layers {text!r}: {part.strip()!r} is neither a layer nor a range; write 24-27,29")
+        first = int(match[1])
+        last = int(match[2]) if match[2] is not None else first
+        if last < first:
+            raise InputError(f"layers {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
+        layers.extend(range(first, last + 1))
+    twice = sorted({layer for layer in layers if layers.count(layer) > 1}) if len(set(layers)) < len(layers) else []
+    if twice:
+        raise InputError(f"layers {text!r}: layer {twice[0]} is named twice; name each layer once")
+    return tuple(sorted(layers))
+
+
+def make_plan(scores: LayerScores, request: DropRequest, *, scores_sha256: str) -> PrunePlan:
+    """Choose the layers: the lowest scores that are not protected; of equal scores the deeper layer goes first.
+
+    Raises:
+        RefusedError: more layers than there are, a layer that does not exist, or one both asked for and protected.
+        InputError: not exactly one of number, ratio and list; a ratio outside 0 to 1; a negative number.
+    """
+    existing = {entry.layer for entry in scores.layers}
+    n_layers = len(existing)
+    _check_exist(request.protect, existing, "protect")
+    choices = [choice for choice in (request.drop, request.ratio, request.layers) if choice is not None]
+    if len(choices) != 1:
+        raise InputError("a plan needs exactly one of --drop, --ratio and --layers")
+    if request.layers is not None:
+        _check_exist(request.layers, existing, "drop")
+        clash = sorted(set(request.layers) & set(request.protect))
+        if clash:
+            raise RefusedError(f"layer {clash[0]} is both to be dropped and protected; take it out of one list")
+        drop, policy = tuple(sorted(request.layers)), "the layers that were asked for"
+    else:
+        count, policy = _count(request, n_layers)
+        candidates = [entry for entry in scores.layers if entry.layer not in request.protect]
+        if count > len(candidates):
+            protected = f", {len(set(request.protect))} of them protected" if request.protect else ""
+            raise RefusedError(f"cannot drop {count} attention sublayers: there are {n_layers}{protected}")
+        ranked = sorted(candidates, key=lambda entry: (entry.score, -entry.layer))
+        drop = tuple(sorted(entry.layer for entry in ranked[:count]))
+    return PrunePlan(
+        model_name=scores.model.name,
+        model_digest=scores.model.digest,
+        scores_sha256=scores_sha256,
+        n_layers=n_layers,
+        policy=policy,
+        protect=tuple(sorted(set(request.protect))),
+        drop=drop,
+    )
+
+
+def _count(request: DropRequest, n_layers: int) -> tuple[int, str]:
+    if request.drop is not None:
+        if request.drop < 0:
+            raise InputError(f"cannot drop {request.drop} layers; give a number from 0 to {n_layers}")
+        return request.drop, f"the {request.drop} lowest scores"
+    ratio = request.ratio
+    assert ratio is not None
+    if not 0.0 <= ratio <= 1.0:
+        raise InputError(f"a ratio of {ratio:g} is no share of the layers; give 0 to 1")
+    # The hair keeps 0.1 of 30 at 3: the product of two floats can fall just below the whole number.
+    count = math.floor(ratio * n_layers + 1e-9)
+    return count, f"the lowest {ratio:g} of {n_layers} scores, rounded down to {count}"
+
+
+def _check_exist(layers: tuple[int, ...], existing: set[int], verb: str) -> None:
+    beyond = sorted(set(layers) - existing)
+    if beyond:
+        raise RefusedError(
+            f"cannot {verb} layer {beyond[0]}: the model has {len(existing)} layers, {min(existing)} to {max(existing)}"
+        )
