@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import operator
 import warnings
@@ -107,7 +108,8 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     hf_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        # The GGUF reader draws its own bar on stderr, whatever transformers' switch says.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

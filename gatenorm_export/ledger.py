@@ -65,6 +65,10 @@ class Ledger:
         """The digest of one artifact of a stage."""
         return next(artifact.sha256 for artifact in self._manifest.stages[name].artifacts if artifact.path == path)
 
+    def paths(self, name: str) -> tuple[Path, ...]:
+        """The files of a stage."""
+        return tuple(self._folder / artifact.path for artifact in self._manifest.stages[name].artifacts)
+
     def _update(self, **fields: Any) -> None:
         self._manifest = self._manifest.model_copy(update=fields)
         self._manifest.save(self._folder / MANIFEST_NAME)

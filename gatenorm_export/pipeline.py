@@ -90,15 +90,13 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
         ledger.skip("build", no_engines)
     run.compare(engines)
     material = report_material(request.out)
-    files: list[Path] = []
     ledger.stage(
         "report",
         {"not_built": no_engines},
         [ledger.sha256("compare", _COMPARISON), ledger.sha256("plan", _PLAN), ledger.sha256("score", _SCORES)],
-        lambda: files.extend(write_report(request.out, material)) or files,
+        lambda: write_report(request.out, material),
     )
-    files = files or [request.out / name for name in ("report.json", "report.md", "report.html")]
-    return RunResult(material, tuple(ledger.reused), tuple(files))
+    return RunResult(material, tuple(ledger.reused), ledger.paths("report"))
 
 
 def report_material(folder: Path) -> ReportMaterial:

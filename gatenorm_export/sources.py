@@ -57,7 +57,7 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> ModelSpec:
 def _fetch(name: str, progress: Progress) -> Path:
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise MissingPartError(f'{name}: a hub id needs huggingface_hub: pip install "gatenorm[export]"') from error
     disable_progress_bars()

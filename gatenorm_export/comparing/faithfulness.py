@@ -75,7 +75,7 @@ def check_faithfulness(
             results, compare_func=CompareFunc.simple(rtol=0.0, atol=tolerance, check_error_stat="max")
         )
         outputs = [[step["logits"] for step in iterations] for iterations in results.values()]
-        verdicts = [bool(step["logits"]) for step in next(iter(compared.values()))]
+        verdicts = [bool(step["logits"]) for step in next(iter(compared[0].values()))]
     return _summarise(script.names, outputs, verdicts, tolerance, logit_range, dropped)
 
 

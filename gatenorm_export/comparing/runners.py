@@ -1,8 +1,8 @@
 """polygraphy runners that keep their own KV cache, so that a plain list of feeds is a prefill and decode steps.
 
-A feed holds ``input_ids`` [batch, step], ``attention_mask`` [batch, past + step] and ``position_ids`` [batch, step]. One
-whose mask is as long as its tokens begins a new sequence. The answer is ``logits`` [batch, step, vocabulary] in float32,
-zero where the mask hides the position: what a model computes for padding is nobody's business.
+A feed holds ``input_ids`` [batch, step], ``attention_mask`` [batch, past + step] and ``position_ids`` [batch, step].
+One whose mask is as long as its tokens begins a new sequence. The answer is ``logits`` [batch, step, vocabulary] in
+float32, zero where the mask hides the position: what a model computes for padding is nobody's business.
 """
 
 from __future__ import annotations

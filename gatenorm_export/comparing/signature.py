@@ -10,7 +10,11 @@ import numpy as np
 from gatenorm_export.errors import RefusedError
 
 TOKENS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
 
 
 @dataclasses.dataclass(frozen=True)

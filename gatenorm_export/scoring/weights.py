@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def _open_safetensors(spec: ModelSpec) -> Iterator[Read]:
 
     folder = Path(spec.path)
     with contextlib.ExitStack() as stack:
-        holders = {}
+        holders: dict[str, tuple[Any, str]] = {}
         for file in spec.files:
             if not file.name.endswith(".safetensors"):
                 continue
