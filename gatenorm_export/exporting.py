@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from gatenorm_export.artifacts import staged_folder
@@ -16,6 +11,7 @@ from gatenorm_export.framework import load_framework_model
 from gatenorm_export.graphs import GRAPH_NAME, MANIFEST_NAME
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import ExportedGraph, FileDigest, ModelSpec
+from gatenorm_export.silence import silenced
 
 _TASK = "text-generation-with-past"
 
@@ -40,7 +36,7 @@ def export_model(spec: ModelSpec, folder: Path, *, progress: Progress | None = N
     with progress.task("load the framework model"):
         model, tokenizer = load_framework_model(spec)
     with staged_folder(folder) as staging:
-        with progress.task("export to ONNX"), _silenced():
+        with progress.task("export to ONNX"), silenced():
             try:
                 onnx_export_from_model(model, staging, task=_TASK, do_validation=False, device="cpu")
                 if tokenizer is not None:
@@ -74,16 +70,3 @@ def _opset(graph: Path) -> int:
 
     model = onnx.load(str(graph), load_external_data=False)
     return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep the exporter's chatter from stdout, which belongs to results, and its known warnings from everybody."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

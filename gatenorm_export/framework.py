@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import operator
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 from gatenorm_export.architectures import adapter_for
 from gatenorm_export.errors import InputError, MissingPartError, RefusedError
 from gatenorm_export.records import ModelSpec
+from gatenorm_export.silence import silenced
 
 
 def load_framework_model(spec: ModelSpec) -> tuple[Any, Any | None]:
@@ -33,7 +31,7 @@ def load_framework_model(spec: ModelSpec) -> tuple[Any, Any | None]:
             f'the framework model needs torch and transformers: pip install "gatenorm[export]" ({error})'
         ) from error
     folder, options = _location(spec)
-    with _quiet():
+    with silenced():
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **options
@@ -58,7 +56,7 @@ def load_tokenizer(folder: Path | None, spec: ModelSpec | None) -> Any | None:
     if spec is not None:
         places.append(_location(spec))
     for place, options in places:
-        with _quiet(), contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with silenced(), contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False, **options)
     return None
 
@@ -96,23 +94,3 @@ def _location(spec: ModelSpec) -> tuple[str, dict[str, str]]:
     if spec.source == "gguf":
         return str(path.parent), {"gguf_file": path.name}
     return str(path), {}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading bars and advice of transformers belong to nobody's output."""
-    from transformers.utils import logging as hf_logging
-
-    bars = hf_logging.is_progress_bar_enabled()
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    hf_logging.disable_progress_bar()
-    try:
-        # The GGUF reader draws its own bar on stderr, whatever transformers' switch says.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
-        if bars:
-            hf_logging.enable_progress_bar()

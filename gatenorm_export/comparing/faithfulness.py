@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from gatenorm_export.errors import MissingPartError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Faithfulness, ModelSpec, StepError
+from gatenorm_export.silence import silent_polygraphy
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest logit error as a share of the reference's logit range. fp32 over thirty layers stays an order of magnitude
@@ -119,12 +117,3 @@ def _same_tokens(expected: np.ndarray, got: np.ndarray, tolerance: float) -> boo
     rows = np.arange(len(expected))
     margin = expected.max(axis=-1) - expected[rows, got.argmax(axis=-1)]
     return bool((margin <= 2 * tolerance).all())
-
-
-@contextlib.contextmanager
-def silent_polygraphy() -> Iterator[None]:
-    """polygraphy talks on stdout, which belongs to results; only its errors are let through, to stderr."""
-    from polygraphy.logger import G_LOGGER
-
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), contextlib.redirect_stdout(sys.stderr):
-        yield

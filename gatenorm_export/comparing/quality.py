@@ -12,6 +12,7 @@ from gatenorm_export.comparing.text import Text
 from gatenorm_export.errors import MissingPartError, RefusedError
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Quality
+from gatenorm_export.silence import silent_polygraphy
 
 WINDOW_TOKENS = 256
 """Each window starts from nothing, and every token of it but the first is predicted."""
@@ -77,7 +78,6 @@ def measure_quality(
     """
     progress = progress or Quiet()
     try:
-        from gatenorm_export.comparing.faithfulness import silent_polygraphy
         from gatenorm_export.comparing.runners import OnnxDecoder
     except ImportError as error:
         raise MissingPartError(
