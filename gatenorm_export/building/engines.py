@@ -62,7 +62,7 @@ def build_engine(
 
 
 def _parse(trt: Any, graph: Path) -> tuple[Any, Any, Any]:
-    """Parse from the path, so that external data is found. polygraphy's own loader keeps the parser's errors in its log."""
+    """Parse from the path, so that external data is found; polygraphy's loader keeps the errors in its log."""
     from polygraphy.backend.trt import CreateNetwork, get_trt_logger
 
     builder, network = CreateNetwork(strongly_typed=True)()
