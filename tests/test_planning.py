@@ -1,0 +1,90 @@
+"""Plans: the lowest go, ties go deep, and what cannot be done is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_artifacts import a_model
+
+from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.planning import DropRequest, make_plan, parse_layers
+from gatenorm_export.records import Convention, LayerScore, LayerScores
+from gatenorm_export.scoring import depth_trend
+
+
+def scores(*values: float) -> LayerScores:
+    return LayerScores(
+        model=a_model(),
+        convention=Convention(checkpoint_dtype="float32"),
+        layers=tuple(LayerScore(layer=layer, score=value) for layer, value in enumerate(values)),
+        trend=depth_trend(list(values)),
+    )
+
+
+def drop(request: DropRequest, *values: float) -> tuple[int, ...]:
+    return make_plan(scores(*values), request, scores_sha256="00").drop
+
+
+def test_the_lowest_go_in_ascending_order() -> None:
+    assert drop(DropRequest(drop=2), 9.0, 1.0, 5.0, 0.5) == (1, 3)
+    assert drop(DropRequest(drop=0), 9.0, 1.0) == ()
+    assert drop(DropRequest(drop=2), 9.0, 1.0) == (0, 1)
+
+
+def test_of_equal_scores_the_deeper_layer_goes() -> None:
+    assert drop(DropRequest(drop=2), 1.0, 1.0, 1.0, 1.0) == (2, 3)
+    assert drop(DropRequest(drop=1), 2.0, 1.0, 1.0, 2.0) == (2,)
+
+
+def test_protected_layers_stay() -> None:
+    assert drop(DropRequest(drop=2, protect=(1,)), 9.0, 1.0, 5.0, 7.0) == (2, 3)
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.1, 3), (0.33, 9), (0.5, 15), (1.0, 30)])
+def test_a_ratio_is_rounded_down(ratio: float, count: int) -> None:
+    assert len(drop(DropRequest(ratio=ratio), *range(30))) == count
+
+
+@pytest.mark.parametrize(
+    ("request_", "complaint"),
+    [
+        (DropRequest(drop=5), "cannot drop 5 attention sublayers: there are 4"),
+        (DropRequest(drop=4, protect=(0,)), "there are 4, 1 of them protected"),
+        (DropRequest(layers=(1, 4)), "cannot drop layer 4: the model has 4 layers, 0 to 3"),
+        (DropRequest(drop=1, protect=(9,)), "cannot protect layer 9"),
+        (DropRequest(layers=(1, 2), protect=(2,)), "layer 2 is both"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_done_is_refused(request_: DropRequest, complaint: str) -> None:
+    with pytest.raises(RefusedError, match=complaint):
+        drop(request_, 4.0, 3.0, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "request_", [DropRequest(), DropRequest(drop=1, ratio=0.5), DropRequest(ratio=1.5), DropRequest(drop=-1)]
+)
+def test_a_contradictory_request_is_an_input_error(request_: DropRequest) -> None:
+    with pytest.raises(InputError):
+        drop(request_, 4.0, 3.0, 2.0, 1.0)
+
+
+def test_lists_of_layers_are_read() -> None:
+    assert parse_layers("24-27,29") == (24, 25, 26, 27, 29)
+    assert parse_layers(" 3 , 1 ") == (1, 3)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "5-3", "1-", "-1", "1,1", "2-4,3", "1.5", "0-99999999999"])
+def test_what_is_no_list_of_layers_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="layers"):
+        parse_layers(text)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40), st.data())
+def test_nothing_that_stays_scores_below_what_goes(values: list[float], data) -> None:
+    count = data.draw(st.integers(0, len(values)))
+    gone = drop(DropRequest(drop=count), *values)
+    assert len(gone) == count
+    staying = [value for layer, value in enumerate(values) if layer not in gone]
+    assert max((values[layer] for layer in gone), default=0.0) <= min(staying, default=float("inf"))
