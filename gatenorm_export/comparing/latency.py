@@ -20,7 +20,7 @@ from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Latency, LatencyRow
 
 SEQUENCES = (64, 256, 512)
-REPEATS = {"prefill": 12, "decode": 60}
+REPEATS = {"prefill": 16, "decode": 150}
 """Pairs of calls per point. A removed sublayer of thirty is worth about one per cent of a decode step, and single calls
 on a shared machine scatter by ten, so decode needs many pairs; a prefill is long enough to need few."""
 

@@ -52,6 +52,7 @@ def _check(spec: ModelSpec, name: str, array: np.ndarray, shape: tuple[int, int]
 
 @contextlib.contextmanager
 def _open_safetensors(spec: ModelSpec) -> Iterator[Read]:
+    import ml_dtypes  # noqa: F401 (registers bfloat16 and the float8s with numpy, which safetensors asks for by name)
     from safetensors import SafetensorError, safe_open
 
     folder = Path(spec.path)

@@ -1,0 +1,69 @@
+"""What passes between the stages: frozen records, JSON in and out, never a tensor.
+
+Every record carries its schema version and the versions of the tools that made it. Field names carry units. Files are
+named by path and sha256, so that a stage can check that its input is the output of the stage before.
+"""
+
+from gatenorm_export.records.base import SCHEMA_VERSION, TOOLS, Part, Record, tool_versions
+from gatenorm_export.records.comparison import (
+    ComparisonReport,
+    Faithfulness,
+    Latency,
+    LatencyRow,
+    Quality,
+    Sizes,
+    StepError,
+    Threshold,
+)
+from gatenorm_export.records.graph import (
+    EngineArtifact,
+    ExportedGraph,
+    GraphFacts,
+    KVCache,
+    Profile,
+    ProfileBounds,
+    PrunedGraph,
+)
+from gatenorm_export.records.model import (
+    Convention,
+    DepthTrend,
+    FileDigest,
+    LayerScore,
+    LayerScores,
+    ModelSpec,
+    PrunePlan,
+)
+from gatenorm_export.records.run import Artifact, RunManifest, StageEntry
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "TOOLS",
+    "Artifact",
+    "ComparisonReport",
+    "Convention",
+    "DepthTrend",
+    "EngineArtifact",
+    "ExportedGraph",
+    "Faithfulness",
+    "FileDigest",
+    "GraphFacts",
+    "KVCache",
+    "Latency",
+    "LatencyRow",
+    "LayerScore",
+    "LayerScores",
+    "ModelSpec",
+    "Part",
+    "Profile",
+    "ProfileBounds",
+    "PrunePlan",
+    "PrunedGraph",
+    "Quality",
+    "Record",
+    "RunManifest",
+    "Sizes",
+    "StageEntry",
+    "StepError",
+    "Threshold",
+    "tool_versions",
+]

@@ -1,0 +1,91 @@
+"""What all records share: frozen values, JSON in and out, a schema version, the versions of the tools."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gatenorm_export.artifacts import write_text
+from gatenorm_export.errors import InputError
+
+SCHEMA_VERSION = 1
+
+TOOLS = (
+    "gatenorm",
+    "numpy",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "optimum",
+    "optimum-onnx",
+    "polygraphy",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+)
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the installed packages that can influence a result. Absent ones are left out; nothing is imported."""
+    found = {}
+    for name in TOOLS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class Part(BaseModel):
+    """A frozen value inside a record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="strings")
+
+
+class Record(Part):
+    """A frozen value that has a file of its own."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    kind: str
+    versions: dict[str, str] = Field(default_factory=tool_versions)
+
+    def to_json(self) -> str:
+        """The record as indented JSON, ending in a newline; key order is the declaration order."""
+        return self.model_dump_json(indent=2, by_alias=True) + "\n"
+
+    def to_object(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def save(self, path: Path) -> None:
+        """Write the record atomically.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a record of this class.
+
+        Raises:
+            InputError: no such file, no JSON, another kind of record, or another schema version.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read as a {cls.__name__} record ({error})") from error
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+            raise InputError(
+                f"{path}: not a {cls.__name__} record of schema {SCHEMA_VERSION}: {where}: {first['msg']}"
+            ) from error
