@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatenorm_export.artifacts import write_text
 from gatenorm_export.errors import InputError, MissingPartError
 from gatenorm_export.graphs import GRAPH_NAME, MANIFEST_NAME
 from gatenorm_export.ledger import Ledger
@@ -22,7 +21,7 @@ from gatenorm_export.records import (
     PrunePlan,
     RunManifest,
 )
-from gatenorm_export.reporting import ReportMaterial, scores_svg, write_report
+from gatenorm_export.reporting import ReportMaterial, write_report
 
 if TYPE_CHECKING:
     from gatenorm_export.building import Flavour, ShapeRequest
@@ -165,8 +164,7 @@ class _Run:
         def produce() -> Iterable[Path]:
             plan = make_plan(scores, self._request.drop, scores_sha256=digest)
             plan.save(self._out / _PLAN)
-            write_text(self._out / "scores.svg", scores_svg(scores, plan.drop))
-            return [self._out / _PLAN, self._out / "scores.svg"]
+            return [self._out / _PLAN]
 
         self._ledger.stage("plan", dataclasses.asdict(self._request.drop), [digest], produce)
         return PrunePlan.load(self._out / _PLAN)

@@ -64,7 +64,10 @@ def some_scores(values: Sequence[float] = SMOLLM2, name: str = "SmolLM2-135M-Ins
 
 
 def a_latency() -> Latency:
-    points = (("prefill", 32, 1.12, 1.09), ("prefill", 128, 1.10, 1.07), ("prefill", 512, 1.13, 1.09)) + (
+    points = (
+        ("prefill", 32, 1.12, 1.09),
+        ("prefill", 128, 1.10, 1.07),
+        ("prefill", 512, 1.13, 1.09),
         ("decode", 32, 1.09, 1.06),
         ("decode", 128, 1.11, 1.04),
         ("decode", 512, 1.14, 0.98),

@@ -77,11 +77,9 @@ def size(n_bytes: int) -> str:
     """A number of bytes in decimal units (1 kB is 1000 bytes), as disks and cards are labelled."""
     if n_bytes < 1000:
         return f"{n_bytes}{SPACE}bytes"
-    value, unit = float(n_bytes), "bytes"
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if value < 999.5:
-            break
+    units = ("kB", "MB", "GB", "TB")
+    power = next((power for power, _ in enumerate(units, 1) if n_bytes / 1000**power < 999.5), len(units))
+    value, unit = n_bytes / 1000**power, units[power - 1]
     decimals = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{decimals}f}{SPACE}{unit}"
 

@@ -92,7 +92,7 @@ def quality_table(quality: Quality) -> Table:
             "how far the pruned prediction is from the unpruned one; 0 is equal",
         ),
         *(
-            ("Top-%d agreement" % k, "", "", percent(share), phrase)
+            (f"Top-{k} agreement", "", "", percent(share), phrase)
             for k, share, phrase in (
                 (1, quality.top1_agreement, "how often both put the same token first"),
                 (5, quality.top5_agreement, "how much the five likeliest tokens have in common"),

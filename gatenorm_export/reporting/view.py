@@ -34,15 +34,15 @@ from gatenorm_export.reporting.tables import (
 )
 
 HOW_TO_READ = (
-    "Faithfulness and quality are different questions. Faithfulness asks whether the graph was cut correctly: its logits "
-    "must match the original framework with the same attention branches switched off, up to rounding. Quality asks what "
-    "the cut costs: the pruned model is a different model, and its answers are expected to differ.",
+    "Faithfulness and quality are different questions. Faithfulness asks whether the graph was cut correctly: its "
+    "logits must match the original framework with the same attention branches switched off, up to rounding. Quality "
+    "asks what the cut costs: the pruned model is a different model, and its answers are expected to differ.",
     "The Gate-Norm score is read off the weights alone. A low score says that queries and keys of that layer interact "
     "weakly, so its attention is a candidate for removal. It is a ranking, not a promise; the quality table is the "
     "evidence.",
-    "A speed-up above 1 means that the pruned graph was faster. Both graphs were timed in turns in one process; where an "
-    "interval reaches below 1, the gain may be noise. Figures hold for the device, the threads and the lengths named "
-    "here, and for no other.",
+    "A speed-up above 1 means that the pruned graph was faster. Both graphs were timed in turns in one process; "
+    "where an interval reaches below 1, the gain may be noise. Figures hold for the device, the threads and the "
+    "lengths named here, and for no other.",
     "Perplexity and agreement depend on the text. One short text says little about another language, code or a long "
     "conversation: measure on text of your own before you decide.",
 )
@@ -140,8 +140,8 @@ def _lead(material: ReportMaterial) -> str:
         return "The plan is empty: no attention sublayer was removed."
     noun = "layer" if len(dropped) == 1 else "layers"
     return (
-        f"{len(dropped)} of {material.plan.n_layers} attention sublayers were removed, in {noun} {layer_list(dropped)}, "
-        f"chosen by the policy “{material.plan.policy}”."
+        f"{len(dropped)} of {material.plan.n_layers} attention sublayers were removed, in {noun} "
+        f"{layer_list(dropped)}, chosen by the policy “{material.plan.policy}”."
     )
 
 
