@@ -156,7 +156,7 @@ def errors(workspace: Path) -> dict[str, tuple[list[object], ExitCode, str]]:
             ["prune", out / "base", "--layers", "2", "-o", out / "base"], ExitCode.REFUSED, "choose another output",
         ),
         "an unwritable output": (
-            ["plan", out / "scores.json", "--drop", 1, "-o", "/proc/nothing/plan.json"], ExitCode.OUTPUT, "cannot be written",
+            ["plan", out / "scores.json", "--drop", 1, "-o", "/proc/no/plan.json"], ExitCode.OUTPUT, "cannot be written",
         ),
         "no run": (["report", workspace / "model"], ExitCode.BAD_INPUT, "holds no scores.json"),
     }  # fmt: skip
@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_nothing_half_written(workspace: Path, tmp_path: Path
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "from gatenorm_export.cli.main import main\n"
-        f"sys.exit(main(['prune', {str(workspace / 'out' / 'base')!r}, '--layers', '1', '-o', {str(tmp_path / 'p')!r}]))"
+        f"sys.exit(main({['prune', str(workspace / 'out' / 'base'), '--layers', '1', '-o', str(tmp_path / 'p')]!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=dict(os.environ)
