@@ -121,6 +121,34 @@ def test_the_verbs_do_by_themselves_what_run_does(workspace: Path, capfd: pytest
     assert {Path(name).name for name in json.loads(out)["files"]} >= {"report.json", "report.md", "report.html"}
 
 
+def test_a_model_without_tokenizer_is_judged_on_random_tokens_and_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in row("qwen2-gqa").save(tmp_path / "model").glob("*token*"):
+        path.unlink()
+    run = ["run", tmp_path / "model", "--layers", "0", "--out", tmp_path / "out", "--flavour", "none", "--no-latency"]
+    code, out, err = gatenorm(capfd, *run, "--json")
+    assert code == 0
+    assert json.loads(out)["quality"]["text"] == "random tokens (the model has no tokenizer)"
+    assert "no tokenizer was found" in err
+    (tmp_path / "text.txt").write_text("some words")
+    code, _, err = gatenorm(capfd, *run, "--text", tmp_path / "text.txt", "-q")
+    assert code == ExitCode.BAD_INPUT
+    assert "holds no tokenizer to read --text with" in err
+
+
+def test_outputs_may_be_file_names(workspace: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, _ = gatenorm(capfd, "export", workspace / "model", "-o", tmp_path / "whole.onnx", "-q")
+    assert code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole.manifest.json", "whole.onnx"]
+    cut = ["prune", tmp_path / "whole.onnx", "--layers", "0", "-o", tmp_path / "cut.onnx", "-q"]
+    assert gatenorm(capfd, *cut)[0] == 0
+    compare = ["compare", tmp_path / "whole.onnx", tmp_path / "cut.onnx", "--no-latency", "--json", "-q"]
+    code, out, _ = gatenorm(capfd, *compare, "--text", workspace / "text.txt", "-o", tmp_path / "proof.json")
+    assert code == 0
+    assert json.loads((tmp_path / "proof.json").read_text()) == json.loads(out)
+
+
 def test_an_unfaithful_graph_has_its_own_exit_code(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A foreign graph that says it lacks a layer but computes with it."""
     import onnx_ir as ir
@@ -156,7 +184,7 @@ def errors(workspace: Path) -> dict[str, tuple[list[object], ExitCode, str]]:
             ["prune", out / "base", "--layers", "2", "-o", out / "base"], ExitCode.REFUSED, "choose another output",
         ),
         "an unwritable output": (
-            ["plan", out / "scores.json", "--drop", 1, "-o", "/proc/no/plan.json"], ExitCode.OUTPUT, "cannot be written",
+            ["plan", out / "scores.json", "--drop", 1, "-o", "/proc/no/p.json"], ExitCode.OUTPUT, "cannot be written",
         ),
         "no run": (["report", workspace / "model"], ExitCode.BAD_INPUT, "holds no scores.json"),
     }  # fmt: skip

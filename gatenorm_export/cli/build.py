@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.options import add_flavour, add_output, add_profiles, shape_request
-from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.errors import ExitCode
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example:\n  gatenorm build pruned/model.onnx -o engines/pruned.engine"
     parser.add_argument("graph", type=Path, help="a .onnx file, or a folder that holds model.onnx")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the engine file, such as pruned.engine")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="a folder (model.engine in it) or a file name")
     add_flavour(parser, choices=("tensorrt", "tensorrt-rtx"))
     add_profiles(parser)
     add_output(parser)
@@ -30,20 +30,19 @@ def run(args: argparse.Namespace) -> int:
     from gatenorm_export.building import build_engine, find_flavour
     from gatenorm_export.graphs import graph_file, graph_manifest
 
-    if args.out.is_dir():
-        raise InputError(f"{args.out}: is a folder; name the engine file, such as {args.out / 'model.engine'}")
     graph = graph_file(args.graph)
     graph_manifest(graph)
+    engine = args.out / f"{graph.stem}.engine" if args.out.is_dir() or not args.out.suffix else args.out
     artifact = build_engine(
         graph,
-        args.out,
+        engine,
         flavour=find_flavour(args.flavour),
         shapes=shape_request(args),
         progress=terminal.progress,
     )
     terminal.result(
         artifact.to_object(),
-        f"built {args.out} with {artifact.flavour} {artifact.flavour_version} in {artifact.build_seconds:.0f} s: "
+        f"built {engine} with {artifact.flavour} {artifact.flavour_version} in {artifact.build_seconds:.0f} s: "
         f"{artifact.bytes / 1e6:,.0f} MB, {artifact.n_network_layers:,} layers, {artifact.n_inputs} inputs, "
         f"{artifact.n_outputs} outputs; built on {artifact.built_on}",
     )

@@ -16,7 +16,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Export a decoder to ONNX with KV cache (fp32), and check it against the framework model."
     parser.epilog = "example:\n  gatenorm export smollm2 -o base/"
     add_model(parser)
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the folder for model.onnx, config and tokenizer")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, help="a folder (model.onnx, config, tokenizer) or a .onnx file"
+    )
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -29,9 +31,10 @@ def run(args: argparse.Namespace) -> int:
 
     spec = resolve_model(args.model, progress=terminal.progress)
     record = export_model(spec, args.out, progress=terminal.progress)
+    graph = args.out if args.out.suffix == ".onnx" else args.out / record.graph
     terminal.result(
         record.to_object(),
-        f"exported {spec.name} to {args.out / record.graph} (opset {record.opset}, {record.precision}); largest logit "
+        f"exported {spec.name} to {args.out if args.out.suffix == '.onnx' else args.out / record.graph} (opset {record.opset}, {record.precision}); largest logit "
         f"error against the framework {record.max_abs_error:.1e}, tolerance {record.tolerance:.1e}",
     )
     return int(ExitCode.OK)

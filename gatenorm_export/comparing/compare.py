@@ -12,10 +12,10 @@ from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.comparing.faithfulness import check_faithfulness
 from gatenorm_export.comparing.latency import device_name, measure_latency
 from gatenorm_export.comparing.quality import measure_quality
-from gatenorm_export.comparing.text import load_text, tokenize
+from gatenorm_export.comparing.text import Text, load_text, random_tokens, tokenize
 from gatenorm_export.comparing.thresholds import Limits, check_limits
 from gatenorm_export.comparing.verdict import verdict
-from gatenorm_export.errors import GateNormError, RefusedError
+from gatenorm_export.errors import GateNormError, InputError, RefusedError
 from gatenorm_export.graphs import graph_manifest
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.pruning import describe_graph
@@ -87,10 +87,15 @@ def compare_graphs(
     progress = progress or Quiet()
     with progress.task("check the pair"):
         pair = _pair(base, pruned)
-    text = load_text(request.text)
+    text: Text = load_text(request.text)
     spec, reason = _checkpoint(pair.model, model_name, progress)
     faithfulness = _faithfulness(pair, spec, reason, progress)
     tokens = tokenize(text, base.parent, spec, limit=request.max_text_tokens)
+    if tokens is None:
+        if request.text is not None:
+            raise InputError(f"{base.parent}: holds no tokenizer to read --text with; copy the model's tokenizer there")
+        text, tokens = random_tokens(_vocabulary(base), request.max_text_tokens)
+        progress.say("no tokenizer was found: quality is measured on random tokens, where perplexity means little")
     quality = measure_quality(base, pruned, tokens, text, progress=progress)
     latency = measure_latency(base, pruned, progress=progress) if request.latency else None
     thresholds = check_limits(request.limits, quality, latency)
@@ -189,6 +194,13 @@ def _faithfulness(pair: _Pair, spec: ModelSpec | None, reason: str, progress: Pr
     # The framework model is as large as both graphs together; it must be gone before they are loaded.
     gc.collect()
     return result
+
+
+def _vocabulary(graph: Path) -> int:
+    import onnx
+
+    logits = onnx.load(str(graph), load_external_data=False).graph.output[0]
+    return int(logits.type.tensor_type.shape.dim[-1].dim_value)
 
 
 def _sizes(graph: Path, facts: GraphFacts, engine_bytes: int | None) -> Sizes:

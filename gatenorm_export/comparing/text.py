@@ -50,11 +50,22 @@ def load_text(path: Path | None) -> Text:
     return Text(path.name, content)
 
 
-def tokenize(text: Text, folder: Path, spec: ModelSpec | None, *, limit: int) -> np.ndarray:
+def random_tokens(vocabulary: int, n: int, seed: int = 0) -> tuple[Text, np.ndarray]:
+    """Seeded random tokens [n] and a name that says so: what is left for a model that has no tokenizer.
+
+    KL and agreement still compare the two graphs on them; their perplexity says nothing about language.
+    """
+    tokens = np.random.default_rng(seed).integers(0, vocabulary, size=n)
+    return Text("random tokens (the model has no tokenizer)", " ".join(map(str, tokens))), tokens
+
+
+def tokenize(text: Text, folder: Path, spec: ModelSpec | None, *, limit: int) -> np.ndarray | None:
     """The first ``limit`` tokens of a text, [n], by the tokenizer beside the graph or else the checkpoint's.
 
+    None where there is no tokenizer.
+
     Raises:
-        InputError: there is no tokenizer, or the text is too short to judge anything by.
+        InputError: the text is too short to judge anything by.
         MissingPartError: transformers is not installed.
     """
     try:
@@ -62,7 +73,7 @@ def tokenize(text: Text, folder: Path, spec: ModelSpec | None, *, limit: int) ->
     except ImportError as error:
         raise MissingPartError(f'tokenizing needs transformers: pip install "gatenorm[export]" ({error})') from error
     if tokenizer is None:
-        raise InputError(f"{folder}: holds no tokenizer; copy the model's tokenizer there, or name it with --model")
+        return None
     # Some tokenizers warn that a text is longer than the model's context; it is cut into windows afterwards.
     tokens = np.array(tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"][:limit], np.int64)
     if len(tokens) < MINIMUM_TOKENS:

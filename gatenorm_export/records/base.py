@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -60,7 +61,9 @@ class Record(Part):
 
     def to_object(self) -> dict[str, Any]:
         """The record as plain JSON types."""
-        return self.model_dump(mode="json", by_alias=True)
+        # By way of the text: there NaN and infinity are strings, which every JSON parser takes.
+        found: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
+        return found
 
     def save(self, path: Path) -> None:
         """Write the record atomically.
