@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     graph = args.out if args.out.suffix == ".onnx" else args.out / record.graph
     terminal.result(
         record.to_object(),
-        f"exported {spec.name} to {args.out if args.out.suffix == '.onnx' else args.out / record.graph} (opset {record.opset}, {record.precision}); largest logit "
+        f"exported {spec.name} to {graph} (opset {record.opset}, {record.precision}); largest logit "
         f"error against the framework {record.max_abs_error:.1e}, tolerance {record.tolerance:.1e}",
     )
     return int(ExitCode.OK)
