@@ -6,6 +6,8 @@ that raises one of these needs no knowledge of terminals.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from enum import IntEnum
 
 
@@ -52,3 +54,18 @@ class OutputError(GateNormError):
     """The result cannot be written: no permission, no space, a file in the way."""
 
     exit_code = ExitCode.OUTPUT
+
+
+@contextlib.contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Import inside this block what ``what`` needs; where that fails, the message names the extra that brings it.
+
+    Raises:
+        MissingPartError: an import failed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingPartError(
+            f'{what} needs more than is installed: pip install "gatenorm[{extra}]" ({error})'
+        ) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gatenorm_export.artifacts import staged_folder
 from gatenorm_export.comparing import check_faithfulness
-from gatenorm_export.errors import MissingPartError, RefusedError
+from gatenorm_export.errors import RefusedError, needs
 from gatenorm_export.framework import load_framework_model
 from gatenorm_export.graphs import GRAPH_NAME, load_graph, manifest_file
 from gatenorm_export.progress import Progress, Quiet
@@ -32,10 +32,8 @@ def export_model(spec: ModelSpec, output: Path, *, progress: Progress | None = N
         OutputError: the output cannot be written.
     """
     progress = progress or Quiet()
-    try:
+    with needs("export", "exporting"):
         from optimum.exporters.onnx import onnx_export_from_model
-    except ImportError as error:
-        raise MissingPartError(f'exporting needs optimum: pip install "gatenorm[export]" ({error})') from error
     with progress.task("load the framework model"):
         model, tokenizer = load_framework_model(spec)
     as_file = output.suffix == ".onnx"

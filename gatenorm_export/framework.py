@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gatenorm_export.architectures import adapter_for
-from gatenorm_export.errors import InputError, MissingPartError, RefusedError
+from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.records import ModelSpec
 from gatenorm_export.silence import silenced
 
@@ -23,13 +23,9 @@ def load_framework_model(spec: ModelSpec) -> tuple[Any, Any | None]:
         MissingPartError: torch or transformers is not installed.
         InputError: transformers cannot load the checkpoint.
     """
-    try:
+    with needs("export", "the framework model"):
         import torch
         from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise MissingPartError(
-            f'the framework model needs torch and transformers: pip install "gatenorm[export]" ({error})'
-        ) from error
     folder, options = _location(spec)
     with silenced():
         try:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatenorm_export.errors import InputError, MissingPartError
+from gatenorm_export.errors import InputError, needs
 from gatenorm_export.records import ExportedGraph, FileDigest, PrunedGraph
 
 if TYPE_CHECKING:
@@ -14,6 +14,19 @@ if TYPE_CHECKING:
 
 GRAPH_NAME = "model.onnx"
 MANIFEST_NAME = "manifest.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Every name under which a tokenizer or its chat template lies in a model folder."""
 
 
 def graph_file(path: Path) -> Path:
@@ -66,10 +79,8 @@ def load_graph(graph: Path) -> ir.Model:
         MissingPartError: onnx-ir is not installed.
         InputError: damaged, or its external data is missing, too short, or outside the graph's folder.
     """
-    try:
+    with needs("onnx", "reading ONNX"):
         import onnx_ir as ir
-    except ImportError as error:
-        raise MissingPartError(f'reading ONNX needs onnx-ir: pip install "gatenorm[onnx]" ({error})') from error
     try:
         model = ir.load(graph)
     except Exception as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gatenorm_export.artifacts import staged_folder
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.graphs import GRAPH_NAME, graph_manifest, load_graph, manifest_file
+from gatenorm_export.graphs import GRAPH_NAME, TOKENIZER_FILES, graph_manifest, load_graph, manifest_file
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     ExportedGraph,
@@ -28,20 +28,7 @@ if TYPE_CHECKING:
     from graph_passes import AttentionSites, KVNames, Removal
 
 # What tokenizers and runtimes look for beside a graph. Anything else in a source folder is not ours to copy.
-_SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_SIDE_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 # protobuf refuses messages of 2 GiB; the graph itself needs some of that room.
 _INLINE_LIMIT_BYTES = 1_900_000_000
 

@@ -11,22 +11,13 @@ from typing import Any
 from gatenorm_export.architectures import GGUF_ARCHITECTURES, adapter_for
 from gatenorm_export.demo_model import NAME as DEMO_NAME
 from gatenorm_export.demo_model import demo_model
-from gatenorm_export.errors import InputError, MissingPartError
+from gatenorm_export.errors import InputError, needs
+from gatenorm_export.graphs import TOKENIZER_FILES
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import FileDigest, ModelSpec
 
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+_DESCRIBES = (*TOKENIZER_FILES, "generation_config.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -55,15 +46,13 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> ModelSpec:
 
 
 def _fetch(name: str, progress: Progress) -> Path:
-    try:
+    with needs("export", f"{name}: a hub id"):
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
-    except ImportError as error:
-        raise MissingPartError(f'{name}: a hub id needs huggingface_hub: pip install "gatenorm[export]"') from error
     disable_progress_bars()
     try:
         with progress.task(f"fetch {name} from the hub"):
-            folder = snapshot_download(name, allow_patterns=[_CONFIG, _INDEX, "*.safetensors", *_TOKENIZER])
+            folder = snapshot_download(name, allow_patterns=[_CONFIG, _INDEX, "*.safetensors", *_DESCRIBES])
     except Exception as error:
         # The hub's client has no common base for "offline", "no such model" and "not yours".
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -80,7 +69,7 @@ def _from_folder(folder: Path, name: str, progress: Progress) -> ModelSpec:
     weights = _weight_files(folder)
     n_heads = _positive(config, "num_attention_heads", folder)
     d_model = _positive(config, "hidden_size", folder)
-    described = [folder / _CONFIG, *weights, *(folder / side for side in _TOKENIZER if (folder / side).is_file())]
+    described = [folder / _CONFIG, *weights, *(folder / side for side in _DESCRIBES if (folder / side).is_file())]
     if (folder / _INDEX).is_file():
         described.append(folder / _INDEX)
     return ModelSpec(

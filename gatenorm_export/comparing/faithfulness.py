@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gatenorm_export.errors import MissingPartError
+from gatenorm_export.errors import needs
 from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Faithfulness, ModelSpec, StepError
@@ -38,15 +38,11 @@ def check_faithfulness(
         RefusedError: the graph is no decoder, or a layer does not exist.
     """
     progress = progress or Quiet()
-    try:
+    with needs("ort", "comparing"):
         from polygraphy.comparator import Comparator, CompareFunc
 
         from gatenorm_export.comparing.feeds import make_script
         from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder
-    except ImportError as error:
-        raise MissingPartError(
-            f'comparing needs onnxruntime and polygraphy: pip install "gatenorm[ort]" ({error})'
-        ) from error
     if model is None:
         with progress.task("load the framework model"):
             model, _ = load_framework_model(spec)

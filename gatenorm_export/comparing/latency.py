@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
-from gatenorm_export.errors import MissingPartError
+from gatenorm_export.errors import needs
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Latency, LatencyRow
 
@@ -42,12 +42,10 @@ def measure_latency(
         InputError: a graph cannot be loaded.
     """
     progress = progress or Quiet()
-    try:
+    with needs("ort", "latency"):
         import onnxruntime
 
         from gatenorm_export.comparing.runners import open_session
-    except ImportError as error:
-        raise MissingPartError(f'latency needs onnxruntime: pip install "gatenorm[ort]" ({error})') from error
     sessions = [open_session(graph) for graph in (base, pruned)]
     signatures = [signature_of(session, str(graph)) for session, graph in zip(sessions, (base, pruned), strict=True)]
     rows = []

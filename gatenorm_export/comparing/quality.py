@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gatenorm_export.comparing.text import Text
-from gatenorm_export.errors import MissingPartError, RefusedError
+from gatenorm_export.errors import RefusedError, needs
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Quality
 from gatenorm_export.silence import silent_polygraphy
@@ -77,12 +77,8 @@ def measure_quality(
         RefusedError: a graph produces no finite numbers.
     """
     progress = progress or Quiet()
-    try:
+    with needs("ort", "comparing"):
         from gatenorm_export.comparing.runners import OnnxDecoder
-    except ImportError as error:
-        raise MissingPartError(
-            f'comparing needs onnxruntime and polygraphy: pip install "gatenorm[ort]" ({error})'
-        ) from error
     windows = [tokens[start : start + WINDOW_TOKENS] for start in range(0, len(tokens), WINDOW_TOKENS)]
     windows = [window for window in windows if len(window) > 1]
     sums = QualitySums()

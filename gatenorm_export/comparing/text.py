@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gatenorm_export.errors import InputError, MissingPartError
+from gatenorm_export.errors import InputError, needs
 from gatenorm_export.framework import load_tokenizer
 from gatenorm_export.records import ModelSpec
 
@@ -68,10 +68,8 @@ def tokenize(text: Text, folder: Path, spec: ModelSpec | None, *, limit: int) ->
         InputError: the text is too short to judge anything by.
         MissingPartError: transformers is not installed.
     """
-    try:
+    with needs("export", "tokenizing"):
         tokenizer = load_tokenizer(folder, spec)
-    except ImportError as error:
-        raise MissingPartError(f'tokenizing needs transformers: pip install "gatenorm[export]" ({error})') from error
     if tokenizer is None:
         return None
     # Some tokenizers warn that a text is longer than the model's context; it is cut into windows afterwards.
