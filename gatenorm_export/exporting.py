@@ -8,7 +8,7 @@ from gatenorm_export.artifacts import staged_folder
 from gatenorm_export.comparing import check_faithfulness
 from gatenorm_export.errors import RefusedError, needs
 from gatenorm_export.framework import load_framework_model
-from gatenorm_export.graphs import GRAPH_NAME, load_graph, manifest_file
+from gatenorm_export.graphs import GRAPH_NAME, claim_place, load_graph, manifest_file
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import ExportedGraph, FileDigest, ModelSpec
 from gatenorm_export.silence import silenced
@@ -38,6 +38,7 @@ def export_model(spec: ModelSpec, output: Path, *, progress: Progress | None = N
         model, tokenizer = load_framework_model(spec)
     as_file = output.suffix == ".onnx"
     folder, name = (output.parent, output.name) if as_file else (output, GRAPH_NAME)
+    claim_place(folder / name)
     with staged_folder(folder) as staging:
         with progress.task("export to ONNX"), silenced():
             try:

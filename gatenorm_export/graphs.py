@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatenorm_export.errors import InputError, needs
+from gatenorm_export.errors import InputError, OutputError, needs
 from gatenorm_export.records import ExportedGraph, FileDigest, PrunedGraph
 
 if TYPE_CHECKING:
@@ -44,6 +44,23 @@ def graph_file(path: Path) -> Path:
 def manifest_file(graph: Path) -> Path:
     """The manifest's place: ``manifest.json`` beside a folder's ``model.onnx``, else ``NAME.manifest.json``."""
     return graph.with_name(MANIFEST_NAME if graph.name == GRAPH_NAME else f"{graph.stem}.{MANIFEST_NAME}")
+
+
+def claim_place(graph: Path) -> None:
+    """Make sure that writing ``graph`` and its manifest overwrites nobody else's manifest, such as a run folder's.
+
+    Raises:
+        OutputError: the manifest's place is taken by something that export or prune did not write.
+    """
+    path = manifest_file(graph)
+    if not path.exists():
+        return
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = "unknown"
+    if kind not in {"exported", "pruned"}:
+        raise OutputError(f"{path}: is in the way, and not the manifest of a graph; choose another output folder")
 
 
 def graph_manifest(graph: Path) -> ExportedGraph | PrunedGraph | None:

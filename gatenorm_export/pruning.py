@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gatenorm_export.artifacts import staged_folder
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.graphs import GRAPH_NAME, TOKENIZER_FILES, graph_manifest, load_graph, manifest_file
+from gatenorm_export.graphs import GRAPH_NAME, TOKENIZER_FILES, claim_place, graph_manifest, load_graph, manifest_file
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     ExportedGraph,
@@ -103,6 +103,7 @@ def prune_graph(
     folder, name = (output.parent, output.name) if as_file else (output, GRAPH_NAME)
     if (folder / name).resolve() == graph.resolve():
         raise RefusedError(f"{output}: this is the graph to be pruned; choose another output")
+    claim_place(folder / name)
     with progress.task("write the pruned graph"), staged_folder(folder) as staging:
         external = f"{name}.data" if _needs_external_data(model) else None
         ir.save(model, staging / name, external_data=external)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from toy_graphs import WIDTH, evaluate, toy_decoder, without_branches
 
-from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.errors import InputError, OutputError, RefusedError
 from gatenorm_export.graphs import graph_manifest
 from gatenorm_export.pruning import describe_graph, prune_graph
 from gatenorm_export.records import PrunedGraph, PrunePlan
@@ -87,6 +87,14 @@ def test_pruning_onto_the_source_is_refused(graph: Path) -> None:
     with pytest.raises(RefusedError, match="choose another output"):
         prune_graph(graph, graph.parent, layers=(0,))
     assert graph.read_bytes() == before
+
+
+def test_somebody_elses_manifest_is_not_overwritten(graph: Path, tmp_path: Path) -> None:
+    for content in ('{"name": "a web app"}', '{"kind": "run"}', "no json"):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(OutputError, match="not the manifest of a graph"):
+            prune_graph(graph, tmp_path, layers=(0,))
+        assert (tmp_path / "manifest.json").read_text() == content
 
 
 def test_an_edited_graph_no_longer_fits_its_manifest(graph: Path, tmp_path: Path) -> None:
