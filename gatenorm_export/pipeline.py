@@ -156,7 +156,9 @@ class _Run:
             return [self._out / _SCORES]
 
         self._ledger.stage("score", {"name": spec.name}, [self._source], produce)
-        return LayerScores.load(self._out / _SCORES)
+        scores = LayerScores.load(self._out / _SCORES)
+        self._ledger.describe(convention=scores.convention)
+        return scores
 
     def plan(self, scores: LayerScores) -> PrunePlan:
         digest = self._ledger.sha256("score", _SCORES)

@@ -75,6 +75,7 @@ def make_plan(scores: LayerScores, request: DropRequest, *, scores_sha256: str) 
         ranked = sorted(candidates, key=lambda entry: (entry.score, -entry.layer))
         drop = tuple(sorted(entry.layer for entry in ranked[:count]))
     return PrunePlan(
+        convention=scores.convention,
         model_name=scores.model.name,
         model_digest=scores.model.digest,
         scores_sha256=scores_sha256,

@@ -13,6 +13,7 @@ from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import GRAPH_NAME, TOKENIZER_FILES, claim_place, graph_manifest, load_graph, manifest_file
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
+    Convention,
     ExportedGraph,
     FileDigest,
     GraphFacts,
@@ -113,6 +114,7 @@ def prune_graph(
                 if (graph.parent / side).is_file():
                     shutil.copyfile(graph.parent / side, staging / side)
         record = PrunedGraph(
+            convention=plan.convention if plan is not None else Convention(),
             graph=name,
             files=tuple(FileDigest.of(path, folder=staging) for path in sorted(staging.iterdir())),
             parent_sha256=FileDigest.of(graph, folder=graph.parent).sha256,

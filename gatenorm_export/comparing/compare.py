@@ -21,6 +21,7 @@ from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.pruning import describe_graph
 from gatenorm_export.records import (
     ComparisonReport,
+    Convention,
     EngineArtifact,
     ExportedGraph,
     Faithfulness,
@@ -64,6 +65,7 @@ class _Pair:
     n_layers: int
     dropped: tuple[int, ...]
     model: ModelSpec | None
+    convention: Convention
 
 
 def compare_graphs(
@@ -101,6 +103,7 @@ def compare_graphs(
     thresholds = check_limits(request.limits, quality, latency)
     sizes = {engine.parent_sha256: engine.bytes for engine in engines}
     return ComparisonReport(
+        convention=pair.convention,
         base=str(base),
         pruned=str(pruned),
         base_sha256=pair.base_sha256,
@@ -142,6 +145,7 @@ def _pair(base: Path, pruned: Path) -> _Pair:
             pruned_record.n_layers,
             pruned_record.dropped,
             model,
+            pruned_record.convention,
         )
     before, after = describe_graph(base), describe_graph(pruned)
     if before.n_layers != after.n_layers:
@@ -152,7 +156,16 @@ def _pair(base: Path, pruned: Path) -> _Pair:
     if not set(before.dropped) <= set(after.dropped):
         raise RefusedError(f"{base} lacks layers that {pruned} has: base and pruned are swapped; name the base first")
     return _Pair(
-        base, pruned, base_sha256, pruned_sha256, before.facts, after.facts, after.n_layers, after.dropped, model
+        base,
+        pruned,
+        base_sha256,
+        pruned_sha256,
+        before.facts,
+        after.facts,
+        after.n_layers,
+        after.dropped,
+        model,
+        Convention(),
     )
 
 

@@ -4,7 +4,7 @@ Every record carries its schema version and the versions of the tools that made 
 named by path and sha256, so that a stage can check that its input is the output of the stage before.
 """
 
-from gatenorm_export.records.base import SCHEMA_VERSION, TOOLS, Part, Record, tool_versions
+from gatenorm_export.records.base import SCHEMA_VERSION, TOOLS, Convention, Part, Record, tool_versions
 from gatenorm_export.records.comparison import (
     ComparisonReport,
     Faithfulness,
@@ -25,7 +25,6 @@ from gatenorm_export.records.graph import (
     PrunedGraph,
 )
 from gatenorm_export.records.model import (
-    Convention,
     DepthTrend,
     FileDigest,
     LayerScore,

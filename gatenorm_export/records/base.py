@@ -48,12 +48,25 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="strings")
 
 
+class Convention(Part):
+    """How a score was computed where the paper leaves a choice; see the README's section on scores."""
+
+    formula: str = "||Wq Wk^T||_F over all heads together (arXiv 2512.20636)"
+    grouped_query: str = "key heads repeated to the query heads"
+    biases: str = "left out"
+    norm_weights: str = "not folded in"
+    exactness: Literal["exact"] = "exact"
+    arithmetic: str = "float64"
+    checkpoint_dtype: str | None = None
+
+
 class Record(Part):
-    """A frozen value that has a file of its own."""
+    """A frozen value that has a file of its own. ``convention`` is that of the scores it descends from."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     kind: str
     versions: dict[str, str] = Field(default_factory=tool_versions)
+    convention: Convention = Field(default_factory=Convention)
 
     def to_json(self) -> str:
         """The record as indented JSON, ending in a newline; key order is the declaration order."""

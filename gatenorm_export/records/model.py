@@ -49,18 +49,6 @@ class ModelSpec(Part):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
-class Convention(Part):
-    """How a score was computed where the paper leaves a choice; see the README's section on scores."""
-
-    formula: str = "||Wq Wk^T||_F over all heads together (arXiv 2512.20636)"
-    grouped_query: str = "key heads repeated to the query heads"
-    biases: str = "left out"
-    norm_weights: str = "not folded in"
-    exactness: Literal["exact"] = "exact"
-    arithmetic: str = "float64"
-    checkpoint_dtype: str
-
-
 class LayerScore(Part):
     """The Gate-Norm score of one attention sublayer."""
 
@@ -81,7 +69,6 @@ class LayerScores(Record):
 
     kind: Literal["scores"] = "scores"
     model: ModelSpec
-    convention: Convention
     layers: tuple[LayerScore, ...]
     trend: DepthTrend
 
