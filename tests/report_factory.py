@@ -101,6 +101,8 @@ def a_latency() -> Latency:
         rows=tuple(rows),
         prefill_speedup=1.117,
         decode_speedup=1.113,
+        decode_speedup_low=1.02,
+        decode_speedup_high=1.15,
     )
 
 

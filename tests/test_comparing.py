@@ -117,13 +117,15 @@ def test_latency_measures_both_phases(exported) -> None:
 
 
 def test_the_speedup_is_the_median_of_pairs_with_its_interval() -> None:
-    base = np.array([2.0, 4.0, 6.0, 8.0] * 10)
-    ratio, low, high = speedup_with_interval(base, base / 1.5)
+    ratio, low, high = speedup_with_interval(np.full(40, 1.5))
     assert ratio == pytest.approx(1.5)
     assert (low, high) == (pytest.approx(1.5), pytest.approx(1.5))
-    noisy = base * np.random.default_rng(0).uniform(0.5, 2.0, size=40)
-    ratio, low, high = speedup_with_interval(noisy, base)
+    noisy = np.random.default_rng(0).uniform(0.5, 2.0, size=(4, 40))
+    ratio, low, high = speedup_with_interval(noisy[0])
     assert low < ratio < high
+    _, low_of_all, high_of_all = speedup_with_interval(*noisy)
+    assert high_of_all - low_of_all < high - low
+    assert speedup_with_interval(np.full(5, 2.0), np.full(5, 0.5))[0] == pytest.approx(1.0)
 
 
 def test_limits_hold_or_are_missed() -> None:

@@ -71,6 +71,8 @@ def test_the_main_job_keeps_its_promises(folder: Path) -> None:
     assert comparison["faithfulness"]["max_abs_error"] < 1e-3
     assert comparison["quality"]["base_ppl"] < 40
     assert 1.0 < comparison["quality"]["ppl_ratio"] < 2.5
+    latency = comparison["latency"]
+    assert latency["decode_speedup_low"] <= latency["decode_speedup"] <= latency["decode_speedup_high"]
     base, pruned = comparison["base_sizes"]["facts"], comparison["pruned_sizes"]["facts"]
     assert pruned["kv_bytes_per_token"] / base["kv_bytes_per_token"] == pytest.approx(26 / 30)
     assert (base["n_attention"], pruned["n_attention"]) == (30, 26)

@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def measure_latency(
         from gatenorm_export.comparing.runners import open_session
     sessions = [open_session(graph) for graph in (base, pruned)]
     signatures = [signature_of(session, str(graph)) for session, graph in zip(sessions, (base, pruned), strict=True)]
-    rows = []
+    rows, ratios = [], []
     with progress.task("measure latency", total=2 * len(sequences)) as bar:
         for phase in ("prefill", "decode"):
             for sequence in sequences:
@@ -56,16 +56,21 @@ def measure_latency(
                     _call(session, signature, phase, sequence)
                     for session, signature in zip(sessions, signatures, strict=True)
                 ]
-                rows.append(_row(phase, sequence, calls))
+                seconds = _alternate(calls, REPEATS[phase])
+                rows.append(_row(phase, sequence, seconds))
+                ratios.append(seconds[0] / seconds[1])
                 bar.advance()
+    decode, decode_low, decode_high = speedup_with_interval(*ratios[len(sequences) :])
     return Latency(
         backend=f"ONNX Runtime {onnxruntime.__version__} CPU",
         device=device_name(),
         threads=os.cpu_count() or 1,
         batch=BATCH,
         rows=tuple(rows),
-        prefill_speedup=_mean_speedup(rows, "prefill"),
-        decode_speedup=_mean_speedup(rows, "decode"),
+        prefill_speedup=speedup_with_interval(*ratios[: len(sequences)])[0],
+        decode_speedup=decode,
+        decode_speedup_low=decode_low,
+        decode_speedup_high=decode_high,
     )
 
 
@@ -79,13 +84,17 @@ def device_name() -> str:
     return f"{model}, {os.cpu_count()} threads, {platform.system()} {platform.machine()}"
 
 
-def speedup_with_interval(base: np.ndarray, pruned: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Median of the paired ratios base / pruned with its 95 % bootstrap interval; both [pairs], any time unit."""
-    ratios = base / pruned
+def speedup_with_interval(*ratios: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Median of paired ratios base / pruned, [pairs], with its 95 % bootstrap interval.
+
+    Of several sets of pairs (one a sequence length) it is the geometric mean of their medians, since ratios multiply;
+    its interval is narrower than each one's, for it rests on all pairs.
+    """
     rng = np.random.default_rng(seed)
-    medians = np.median(rng.choice(ratios, size=(2000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return float(np.median(ratios)), float(low), float(high)
+    logs = [np.log(np.median(rng.choice(part, size=(2000, len(part))), axis=1)) for part in ratios]
+    low, high = np.exp(np.quantile(np.mean(logs, axis=0), [0.025, 0.975]))
+    middle = np.exp(np.mean([np.log(np.median(part)) for part in ratios]))
+    return float(middle), float(low), float(high)
 
 
 def _call(session: Any, signature: DecodeSignature, phase: str, sequence: int) -> Callable[[], float]:
@@ -111,8 +120,8 @@ def _call(session: Any, signature: DecodeSignature, phase: str, sequence: int) -
     return call
 
 
-def _row(phase: Literal["prefill", "decode"] | str, sequence: int, calls: list[Callable[[], float]]) -> LatencyRow:
-    repeats = REPEATS[phase]
+def _alternate(calls: list[Callable[[], float]], repeats: int) -> np.ndarray:
+    """Seconds [2, repeats] of base and pruned in turns, after a warm-up."""
     for _ in range(WARM_UP):
         for call in calls:
             call()
@@ -120,14 +129,18 @@ def _row(phase: Literal["prefill", "decode"] | str, sequence: int, calls: list[C
     for pair in range(repeats):
         for which in (0, 1) if pair % 2 == 0 else (1, 0):
             seconds[which, pair] = calls[which]()
+    return seconds
+
+
+def _row(phase: str, sequence: int, seconds: np.ndarray) -> LatencyRow:
     tokens = BATCH * (sequence if phase == "prefill" else 1)
     base_p50, pruned_p50 = np.median(seconds, axis=1)
     base_p90, pruned_p90 = np.quantile(seconds, 0.9, axis=1)
-    speedup, low, high = speedup_with_interval(seconds[0], seconds[1])
+    speedup, low, high = speedup_with_interval(seconds[0] / seconds[1])
     return LatencyRow(
         phase="prefill" if phase == "prefill" else "decode",
         sequence=sequence,
-        repeats=repeats,
+        repeats=seconds.shape[1],
         base_p50_ms=1e3 * base_p50,
         base_p90_ms=1e3 * base_p90,
         pruned_p50_ms=1e3 * pruned_p50,
@@ -138,8 +151,3 @@ def _row(phase: Literal["prefill", "decode"] | str, sequence: int, calls: list[C
         speedup_low=low,
         speedup_high=high,
     )
-
-
-def _mean_speedup(rows: list[LatencyRow], phase: str) -> float:
-    """Geometric mean over the sequence lengths: ratios multiply."""
-    return float(np.exp(np.mean([np.log(row.speedup) for row in rows if row.phase == phase])))

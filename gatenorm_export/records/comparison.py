@@ -76,6 +76,8 @@ class Latency(Part):
     rows: tuple[LatencyRow, ...]
     prefill_speedup: float
     decode_speedup: float
+    decode_speedup_low: float
+    decode_speedup_high: float
 
 
 class Sizes(Part):

@@ -170,8 +170,11 @@ def _speed_card(latency: Latency | None, phase: Literal["prefill", "decode"]) ->
     rows = [row for row in latency.rows if row.phase == phase] if latency else []
     if latency is None or not rows:
         return Card(label, "–", "not measured")
-    bounds = interval(min(row.speedup_low for row in rows), max(row.speedup_high for row in rows))
-    value = latency.decode_speedup if phase == "decode" else latency.prefill_speedup
+    if phase == "decode":
+        value, bounds = latency.decode_speedup, interval(latency.decode_speedup_low, latency.decode_speedup_high)
+    else:
+        value = latency.prefill_speedup
+        bounds = interval(min(row.speedup_low for row in rows), max(row.speedup_high for row in rows))
     lengths = "sequence length" if len(rows) == 1 else "sequence lengths"
     return Card(label, times(value), f"{bounds} over {len(rows)} {lengths}")
 
