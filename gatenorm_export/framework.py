@@ -10,6 +10,7 @@ from typing import Any
 
 from gatenorm_export.architectures import adapter_for
 from gatenorm_export.errors import InputError, RefusedError, needs
+from gatenorm_export.graphs import TOKENIZER_FILES
 from gatenorm_export.records import ModelSpec
 from gatenorm_export.silence import silenced
 
@@ -43,17 +44,27 @@ def load_tokenizer(folder: Path | None, spec: ModelSpec | None) -> Any | None:
 
     Raises:
         ImportError: transformers is not installed.
+        InputError: a tokenizer is there but cannot be loaded.
     """
     from transformers import AutoTokenizer
 
-    places: list[tuple[str, dict[str, str]]] = []
-    if folder is not None and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        places.append((str(folder), {}))
-    if spec is not None:
-        places.append(_location(spec))
-    for place, options in places:
-        with silenced(), contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False, **options)
+    folders = [folder] if folder is not None else []
+    if spec is not None and spec.source == "safetensors":
+        folders.append(Path(spec.path))
+    for place in folders:
+        if any((place / name).is_file() for name in TOKENIZER_FILES):
+            with silenced():
+                try:
+                    return AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    first = (str(error).strip().splitlines() or [""])[0]
+                    raise InputError(f"{place}: its tokenizer cannot be loaded ({first})") from error
+    if spec is None or spec.source != "gguf":
+        return None
+    location, options = _location(spec)
+    # Whether a GGUF file carries a tokenizer that transformers understands only shows when it is tried.
+    with silenced(), contextlib.suppress(OSError, ValueError, KeyError, TypeError, NotImplementedError):
+        return AutoTokenizer.from_pretrained(location, local_files_only=True, trust_remote_code=False, **options)
     return None
 
 

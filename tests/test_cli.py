@@ -131,6 +131,11 @@ def test_a_model_without_tokenizer_is_judged_on_random_tokens_and_says_so(
     assert code == 0
     assert json.loads(out)["quality"]["text"] == "random tokens (the model has no tokenizer)"
     assert "no tokenizer was found" in err
+    (tmp_path / "model" / "tokenizer.json").write_text("{ no tokenizer")
+    code, _, err = gatenorm(capfd, "export", tmp_path / "model", "-o", tmp_path / "again", "-q")
+    assert code == ExitCode.BAD_INPUT
+    assert "its tokenizer cannot be loaded" in err
+    (tmp_path / "model" / "tokenizer.json").unlink()
     (tmp_path / "text.txt").write_text("some words")
     code, _, err = gatenorm(capfd, *run, "--text", tmp_path / "text.txt", "-q")
     assert code == ExitCode.BAD_INPUT
