@@ -51,6 +51,17 @@ def test_every_dynamic_dimension_gets_its_bounds(tmp_path: Path) -> None:
     assert bounds["past_key_values.0.key"] == ((1, 2, 1, 16), (2, 2, 16, 16), (2, 2, 31, 16))
 
 
+def test_a_graph_without_any_attention_left_is_built(exported, flavour: Flavour, tmp_path: Path) -> None:
+    """No cache input names the past any more; the mask, which nothing reads, still has its length."""
+    _, graph, _ = exported("llama-gqa")
+    prune_graph(graph, tmp_path / "none.onnx", layers=(0, 1, 2, 3))
+    shapes = ShapeRequest(prompt=16, context=32)
+    record = build_engine(tmp_path / "none.onnx", tmp_path / "none.engine", flavour=flavour, shapes=shapes)
+    assert record.n_outputs == 1
+    bounds = {bound.input: (bound.min, bound.max) for bound in record.profiles[1].bounds}
+    assert bounds["attention_mask"] == ((1, 2), (1, 32))
+
+
 @pytest.mark.parametrize(("mask", "said"), [("something", "is something"), (None, "is dynamic without a name")])
 def test_a_dimension_without_a_bound_is_refused(tmp_path: Path, mask: object, said: str) -> None:
     with pytest.raises(RefusedError, match=rf"dimension 1 of input attention_mask {said}"):

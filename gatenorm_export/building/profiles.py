@@ -91,7 +91,18 @@ def _symbols(graph: Path, inputs: Mapping[str, Shape]) -> tuple[str, str, set[st
         for length in shape
         if isinstance(length, str) and length not in {"", batch, step}
     }
+    # A graph without any cache left still has a mask of length past + step.
+    for shape in inputs.values():
+        for length in shape:
+            terms = _terms(length) if isinstance(length, str) else []
+            if step in terms:
+                pasts |= {term for term in terms if not term.isdigit()} - {batch, step}
     return batch, step, pasts
+
+
+def _terms(length: str) -> list[str]:
+    """The summands of a symbolic length such as "past + step"."""
+    return [term.strip() for term in length.split("+")]
 
 
 def _profile(
@@ -110,8 +121,7 @@ def _value(graph: Path, entry: str, axis: int, length: int | str, known: Mapping
     if isinstance(length, int):
         return length
     total = 0
-    for term in length.split("+"):
-        term = term.strip()
+    for term in _terms(length):
         if term.isdigit():
             total += int(term)
         elif term in known:
