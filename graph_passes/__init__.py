@@ -1,11 +1,14 @@
 """ONNX graph passes that find attention sublayers and take them out. Imports onnx_ir and the standard library only."""
 
 from graph_passes.bypass_attention import BypassAttention
-from graph_passes.drop_cache_io import DropCacheIO, KVNames
-from graph_passes.find_attention import LAYERS_KEY, N_LAYERS_KEY, find_attention
-from graph_passes.move_past_length import MovePastLength
+from graph_passes.cache_names import KVNames
+from graph_passes.drop_cache_io import DropCacheIO
+from graph_passes.expose_residuals import ExposeResiduals, residual_names
+from graph_passes.find_attention import CROSS_LAYERS_KEY, LAYERS_KEY, N_CROSS_KEY, N_LAYERS_KEY, find_attention
+from graph_passes.gate_attention import GATE_NAMES, GateAttention
+from graph_passes.move_past_length import LengthMove, MovePastLength
 from graph_passes.removal import Removal, plan_removal
-from graph_passes.remove_attention import remove_attention
+from graph_passes.remove_attention import RemoveAttention, apply_removal, remove_attention
 from graph_passes.sites import (
     AttentionCore,
     AttentionSite,
@@ -18,7 +21,10 @@ from graph_passes.sites import (
 from graph_passes.sweep import Sweep
 
 __all__ = [
+    "CROSS_LAYERS_KEY",
+    "GATE_NAMES",
     "LAYERS_KEY",
+    "N_CROSS_KEY",
     "N_LAYERS_KEY",
     "AttentionCore",
     "AttentionSite",
@@ -26,14 +32,20 @@ __all__ = [
     "BypassAttention",
     "CacheTensors",
     "DropCacheIO",
+    "ExposeResiduals",
+    "GateAttention",
     "KVNames",
+    "LengthMove",
     "MovePastLength",
     "NoMatch",
     "Removal",
+    "RemoveAttention",
     "ResidualMerge",
     "SurgeryRefused",
     "Sweep",
+    "apply_removal",
     "find_attention",
     "plan_removal",
     "remove_attention",
+    "residual_names",
 ]

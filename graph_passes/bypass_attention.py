@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.sites import AttentionSite, SurgeryRefused
+from graph_passes.operators import SKIP_NORMS, node_name, operator_of
+from graph_passes.sites import AttentionSite, ResidualMerge, SurgeryRefused
+
+
+def rewiring(sites: Iterable[AttentionSite]) -> dict[ir.Value, tuple[ir.Value, ...]]:
+    """What each result of the sites' sums would depend on once the sublayers are bypassed."""
+    rewired: dict[ir.Value, tuple[ir.Value, ...]] = {}
+    for site in sites:
+        merge = site.residual.merge
+        gone = {site.residual.branch_index, site.residual.bias_index}
+        staying = tuple(value for index, value in enumerate(merge.inputs) if index not in gone and value is not None)
+        skip = SKIP_NORMS.get(operator_of(merge))
+        for index, output in enumerate(merge.outputs):
+            rewired[output] = staying if skip is None or index != skip.sum_output else _summed(site.residual)
+    return rewired
 
 
 class BypassAttention(ir.passes.InPlacePass):
@@ -17,40 +31,121 @@ class BypassAttention(ir.passes.InPlacePass):
         self._sites = tuple(sites)
 
     def requires(self, model: ir.Model) -> None:
-        """Every site belongs to this model, and its merge changes neither type nor rank of the kept stream.
+        """Every site belongs to this model, and its merge can be undone.
 
         Raises:
-            PreconditionError: caused by a :class:`SurgeryRefused` that names layer, node and reason.
+            PreconditionError: the text names layer, node and reason.
         """
         for site in self._sites:
             try:
-                _check(site, model)
+                check_bypass(site, model)
             except SurgeryRefused as error:
                 raise ir.passes.PreconditionError(str(error)) from error
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Let every reader of each sum read the kept operand."""
+        """Let every reader of each sum read what stays of it."""
         for site in self._sites:
-            total = site.residual.merge.outputs[0]
-            if total.is_graph_output():
-                # The output keeps its name: clients ask for it. The sum's node gives it up to an Identity.
-                identity = ir.node("Identity", [site.residual.kept], num_outputs=1)
-                name, identity.outputs[0].shape, identity.outputs[0].type = total.name, total.shape, total.type
-                model.graph.insert_after(site.residual.merge, identity)
-                total.replace_all_uses_with(identity.outputs[0], replace_graph_outputs=True)
-                total.name = f"{name}/with_attention"
-                identity.outputs[0].name = name
-            else:
-                total.replace_all_uses_with(site.residual.kept)
+            for output, replacement in _replacements(site.residual, model.opset_imports).items():
+                _take_over(site.residual.merge, output, replacement)
         return ir.passes.PassResult(model, modified=bool(self._sites))
 
 
-def _check(site: AttentionSite, model: ir.Model) -> None:
-    merge, kept, total = site.residual.merge, site.residual.kept, site.residual.merge.outputs[0]
-    where = f"layer {site.layer}, node {merge.name or '<unnamed>'} ({merge.op_type})"
-    if merge.graph is not model.graph:
+def check_bypass(site: AttentionSite, model: ir.Model) -> None:
+    """Ask before the first edit whether a site's sum can be undone.
+
+    Raises:
+        SurgeryRefused: it cannot; the text names layer, node and reason.
+    """
+    merge, total = site.residual.merge, site.residual.merge.outputs[0]
+    where = f"{site}, {node_name(merge)}"
+    if merge.graph is None or merge.graph not in set(model.graphs()):
         raise SurgeryRefused(f"{where}: the site belongs to another model; run find_attention on this one")
-    if kept.dtype is not None and total.dtype is not None and kept.dtype != total.dtype:
-        raise SurgeryRefused(f"{where}: the sum is {total.dtype} but the kept stream is {kept.dtype}")
-    if kept.shape is not None and total.shape is not None and kept.shape.rank() != total.shape.rank():
-        raise SurgeryRefused(f"{where}: the sum broadcasts the kept stream from {kept.shape} to {total.shape}")
+    if merge.op_type == "QLinearAdd":
+        raise SurgeryRefused(
+            f"{where}: the residual stream is added in integers, whose scale attention decides as well; "
+            "quantise in QDQ format"
+        )
+    if operator_of(merge) in SKIP_NORMS:
+        for index in (1, 2):
+            if index < len(merge.outputs) and (merge.outputs[index].uses() or merge.outputs[index].is_graph_output()):
+                raise SurgeryRefused(f"{where}: its mean or deviation is used, which a lone norm does not give")
+        return
+    for kept in site.residual.kept:
+        if kept.dtype is not None and total.dtype is not None and kept.dtype != total.dtype:
+            raise SurgeryRefused(f"{where}: the sum is {total.dtype} but the kept stream is {kept.dtype}")
+        if kept.shape is not None and total.shape is not None and kept.shape.rank() != total.shape.rank():
+            raise SurgeryRefused(f"{where}: the sum broadcasts the kept stream from {kept.shape} to {total.shape}")
+
+
+def _summed(residual: ResidualMerge) -> tuple[ir.Value, ...]:
+    """What a Skip*LayerNormalization still adds up: the kept stream, and a bias that is not the branch's."""
+    skip = SKIP_NORMS[operator_of(residual.merge)]
+    inputs = residual.merge.inputs
+    bias = inputs[skip.bias] if skip.bias < len(inputs) and skip.bias != residual.bias_index else None
+    return residual.kept if bias is None else (*residual.kept, bias)
+
+
+def _replacements(residual: ResidualMerge, opsets: Mapping[str, int]) -> dict[ir.Value, ir.Value]:
+    """New values for a merge's results; new nodes are put in front of the merge."""
+    merge = residual.merge
+    skip = SKIP_NORMS.get(operator_of(merge))
+    if skip is None:
+        return {merge.outputs[0]: _sum(merge, residual.kept)}
+    total = _sum(merge, _summed(residual))
+    replaced: dict[ir.Value, ir.Value] = {}
+    if merge.outputs[0].uses() or merge.outputs[0].is_graph_output():
+        replaced[merge.outputs[0]] = _lone_norm(merge, total, opsets)
+    if len(merge.outputs) > skip.sum_output:
+        replaced[merge.outputs[skip.sum_output]] = total
+    return replaced
+
+
+def _sum(merge: ir.Node, summands: Sequence[ir.Value]) -> ir.Value:
+    if len(summands) == 1:
+        return summands[0]
+    node = ir.node("Add" if len(summands) == 2 else "Sum", summands, name=f"{_base(merge)}/kept")
+    node.outputs[0].name = f"{node.name}_output"
+    _graph(merge).insert_before(merge, node)
+    return node.outputs[0]
+
+
+def _lone_norm(merge: ir.Node, total: ir.Value, opsets: Mapping[str, int]) -> ir.Value:
+    """The norm of a Skip*LayerNormalization without its sum, in the form that runtimes take at the model's opset."""
+    skip = SKIP_NORMS[operator_of(merge)]
+    domain, op_type = skip.alone
+    if op_type == "SimplifiedLayerNormalization" and opsets.get("", 1) >= 23:
+        op_type = "RMSNormalization"
+    operands = [total, merge.inputs[skip.scale]]
+    if skip.shift is not None and skip.shift < len(merge.inputs):
+        operands.append(merge.inputs[skip.shift])
+    epsilon = merge.attributes["epsilon"].as_float() if "epsilon" in merge.attributes else skip.epsilon
+    node = ir.node(
+        op_type, operands, domain=domain, attributes={"axis": -1, "epsilon": epsilon}, name=f"{_base(merge)}/alone"
+    )
+    node.outputs[0].name = f"{node.name}_output"
+    _graph(merge).insert_before(merge, node)
+    return node.outputs[0]
+
+
+def _take_over(merge: ir.Node, output: ir.Value, replacement: ir.Value) -> None:
+    """Let every reader of ``output`` read ``replacement``; a graph output keeps its name, since clients ask for it."""
+    if output.is_graph_output():
+        graph = _graph(merge)
+        identity = ir.node("Identity", [replacement], num_outputs=1, name=f"{_base(merge)}/output")
+        name, identity.outputs[0].shape, identity.outputs[0].type = output.name, output.shape, output.type
+        graph.insert_before(merge, identity)
+        output.replace_all_uses_with(identity.outputs[0], replace_graph_outputs=True)
+        output.name = f"{name}/with_attention"
+        identity.outputs[0].name = name
+    else:
+        output.replace_all_uses_with(replacement)
+
+
+def _base(merge: ir.Node) -> str:
+    return merge.name or merge.outputs[0].name or "residual"
+
+
+def _graph(node: ir.Node) -> ir.Graph:
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    return graph

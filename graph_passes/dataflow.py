@@ -1,4 +1,4 @@
-"""Reachability in a graph: who feeds whom, what is alive. Nothing here changes a model.
+"""Who feeds whom, and what is alive. Nothing here changes a model.
 
 ``Shape`` and ``Size`` read how large a tensor is and not what it holds, so data does not flow through them. Exported
 graphs take batch and sequence length from tensors inside attention, which must not count as using its result.
@@ -6,96 +6,147 @@ graphs take batch and sequence length from tensors inside attention, which must 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
 SHAPE_READERS = frozenset({"Shape", "Size"})
 
 
-def is_constant(value: ir.Value) -> bool:
-    """Whether a value is an initializer or the output of a Constant node, possibly behind a cast or a relayout."""
-    seen = 0
-    while True:
-        producer = value.producer()
-        if producer is None:
-            return value.is_initializer()
-        if producer.op_type == "Constant":
-            return True
-        # A weight often sits behind one Transpose, Cast or DequantizeLinear; four such steps are more than any exporter
-        # writes, and a bound keeps a long activation chain from being walked for every question.
-        if producer.op_type not in {"Transpose", "Cast", "Identity", "DequantizeLinear", "Reshape"} or seen == 4:
-            return False
-        first = producer.inputs[0]
-        if first is None:
-            return False
-        value, seen = first, seen + 1
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs inside a node (If, Loop, Scan), in the order of its attributes."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
-def captured_values(node: ir.Node) -> Iterator[ir.Value]:
-    """Values that a node reads: its inputs, and whatever its subgraphs (If, Loop, Scan) take from outside."""
+def read_values(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads: its inputs and the outputs of the graphs inside it.
+
+    What those graphs capture from outside is reached through them, so that a captured value which only a dead part of
+    a branch needs does not count as read.
+    """
     for value in node.inputs:
         if value is not None:
             yield value
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = list(attribute.as_graphs())
-        else:
-            continue
-        for graph in graphs:
-            yield from graph.outputs
-            for inner in graph:
-                yield from captured_values(inner)
-
-
-def ancestors(values: Iterable[ir.Value]) -> set[ir.Value]:
-    """Every value whose content the given values depend on, themselves included."""
-    found: set[ir.Value] = set()
-    stack = list(values)
-    while stack:
-        value = stack.pop()
-        if value in found:
-            continue
-        found.add(value)
-        producer = value.producer()
-        if producer is not None and producer.op_type not in SHAPE_READERS:
-            stack.extend(captured_values(producer))
-    return found
-
-
-def live_nodes(outputs: Iterable[ir.Value], replaced: Mapping[ir.Value, ir.Value] | None = None) -> set[ir.Node]:
-    """Nodes that the outputs need, if every value in ``replaced`` were read from its replacement instead.
-
-    This answers "what would die" before a graph is touched. Unlike :func:`ancestors` it follows shape reads, since
-    a node that is only measured must still run.
-    """
-    replaced = replaced or {}
-    found: set[ir.Node] = set()
-    seen: set[ir.Value] = set()
-    stack = list(outputs)
-    while stack:
-        value = stack.pop()
-        # Neighbouring removed layers chain: kept_3 is the sum of layer 2, which is replaced by kept_2.
-        while value in replaced:
-            value = replaced[value]
-        if value in seen:
-            continue
-        seen.add(value)
-        producer = value.producer()
-        if producer is not None and producer not in found:
-            found.add(producer)
-            stack.extend(captured_values(producer))
-    return found
+    for graph in subgraphs(node):
+        yield from graph.outputs
 
 
 def walk(start: ir.Value, step: Callable[[ir.Value], Iterable[ir.Value]]) -> Iterator[ir.Value]:
     """Breadth-first from ``start`` along ``step``, each value once, ``start`` first."""
-    queue, seen = [start], {start}
-    for value in queue:
+    queue, seen = deque([start]), {start}
+    while queue:
+        value = queue.popleft()
         yield value
         for following in step(value):
             if following not in seen:
                 seen.add(following)
                 queue.append(following)
+
+
+class Dataflow:
+    """A model's nodes in topological order, and the values whose content depends on what a client feeds."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.order: dict[ir.Node, int] = {}
+        self.holder: dict[ir.Graph, ir.Node] = {}
+        """The node that a graph inside another lies in."""
+        self._varying: set[ir.Value] = set()
+        self._number(model.graph)
+
+    def _number(self, graph: ir.Graph) -> None:
+        self._varying.update(value for value in graph.inputs if not value.is_initializer())
+        for node in graph:
+            for inner in subgraphs(node):
+                self.holder[inner] = node
+                self._number(inner)
+            # A node comes after everything inside it, which comes after everything that it captures.
+            self.order[node] = len(self.order)
+            if node.op_type not in SHAPE_READERS and any(value in self._varying for value in read_values(node)):
+                self._varying.update(node.outputs)
+
+    def varying(self, values: Iterable[ir.Value | None]) -> list[ir.Value]:
+        """Those of the values that vary, each once."""
+        return [value for value in dict.fromkeys(values) if value is not None and value in self._varying]
+
+    def varies(self, value: ir.Value | None) -> bool:
+        """Whether the content of a value depends on what a client feeds. Weights, masks of ones and rope tables do not,
+        even where their length does."""
+        return value in self._varying
+
+    def place(self, value: ir.Value) -> int:
+        """The order of the node that computes a value; -1 for inputs and weights."""
+        producer = value.producer()
+        return -1 if producer is None else self.order[producer]
+
+    def depends(self, values: Iterable[ir.Value], origin: ir.Value) -> bool:
+        """Whether the content of any of ``values`` depends on ``origin``. Nothing before ``origin`` is visited."""
+        bound = self.place(origin)
+        seen: set[ir.Value] = set()
+        stack = [value for value in values if value is not None]
+        while stack:
+            value = stack.pop()
+            if value is origin:
+                return True
+            producer = value.producer()
+            if value in seen or producer is None:
+                continue
+            seen.add(value)
+            if self.order[producer] > bound and producer.op_type not in SHAPE_READERS:
+                stack.extend(read_values(producer))
+        return False
+
+
+Rewired = Mapping[ir.Value, Sequence[ir.Value]]
+"""Values that a planned edit takes out of use, and what would be read in place of each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """What is needed to compute some values: nodes, and values such as inputs and weights."""
+
+    nodes: frozenset[ir.Node]
+    values: frozenset[ir.Value]
+
+
+def reach(
+    outputs: Iterable[ir.Value],
+    *,
+    rewired: Rewired | None = None,
+    leaving: Collection[ir.Value] = (),
+    measured: bool = True,
+    stop: Callable[[ir.Value], bool] | None = None,
+) -> Reached:
+    """What ``outputs`` need, if values in ``rewired`` were replaced and outputs of inner graphs in ``leaving`` dropped.
+
+    This answers "what would die" before a graph is touched. With ``measured`` what is only looked at by ``Shape``
+    counts as needed, since it must still be computed; without, only content does. ``stop`` names values whose
+    producers are not followed.
+    """
+    rewired = rewired or {}
+    nodes: set[ir.Node] = set()
+    seen: set[ir.Value] = set()
+    stack = list(outputs)
+    while stack:
+        value = stack.pop()
+        if value in rewired:
+            # Neighbouring removed layers chain: what one keeps may be the sum of the one before.
+            stack.extend(rewired[value])
+            continue
+        if value in seen:
+            continue
+        seen.add(value)
+        producer = value.producer()
+        if producer is None or producer in nodes or (stop is not None and stop(value)):
+            continue
+        nodes.add(producer)
+        if measured or producer.op_type not in SHAPE_READERS:
+            stack.extend(operand for operand in producer.inputs if operand is not None)
+            for graph in subgraphs(producer):
+                stack.extend(output for output in graph.outputs if output not in leaving)
+    return Reached(frozenset(nodes), frozenset(seen))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Literal
 
 import onnx_ir as ir
 
-from graph_passes.sites import AttentionSite, SurgeryRefused
-
-KVNames = Literal["dense", "keep"]
-"""``dense`` renumbers the remaining cache tensors 0..n-1; ``keep`` leaves every name as it was."""
+from graph_passes.cache_names import KVNames, dense_names
+from graph_passes.operators import node_name
+from graph_passes.sites import AttentionSite
 
 
 class DropCacheIO(ir.passes.InPlacePass):
-    """Drop ``present`` outputs and ``past`` inputs of the removed sites; rename those of the kept ones.
+    """Drop the ``past`` inputs of the removed sites; rename the cache tensors of the kept ones.
 
     Runs after a sweep, when nothing reads the dropped inputs any more.
     """
@@ -35,61 +32,16 @@ class DropCacheIO(ir.passes.InPlacePass):
         for site in self._removed:
             for past in site.cache.past:
                 for node in past.consumers():
-                    raise ir.passes.PreconditionError(
-                        f"layer {site.layer}, node {node.name or '<unnamed>'} ({node.op_type}) still reads {past.name}"
-                    )
+                    raise ir.passes.PreconditionError(f"{site}, {node_name(node)} still reads {past.name}")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove the inputs, then rename. Outputs went with the sweep."""
         renames = dense_names(self._removed, self._kept) if self._names == "dense" else {}
-        for site in self._removed:
-            for past in site.cache.past:
-                model.graph.inputs.remove(past)
-        # Ascending order: a name is free before the next layer takes it.
+        for past in {past: None for site in self._removed for past in site.cache.past}:
+            model.graph.inputs.remove(past)
+        # Names are swapped by way of names that nothing has, since one layer's new name may be another's old one.
+        for index, value in enumerate(renames):
+            value.name = f"gatenorm/renamed_{index}"
         for value, name in renames.items():
             value.name = name
         return ir.passes.PassResult(model, modified=bool(self._removed or renames))
-
-
-def dense_names(removed: Sequence[AttentionSite], kept: Sequence[AttentionSite]) -> dict[ir.Value, str]:
-    """New names for the kept cache tensors whose layer number changes, so that numbers run 0..n-1 without a gap.
-
-    The layer number in a name is the integer that grows from layer to layer; which one that is, is read off the
-    names of all sites together.
-
-    Raises:
-        SurgeryRefused: the names carry no such number.
-    """
-    cached = sorted((site for site in (*removed, *kept) if site.cache.past or site.cache.present), key=_layer)
-    staying = [site for site in cached if site in kept]
-    renames: dict[ir.Value, str] = {}
-    for field in ("past", "present"):
-        per_site = [getattr(site.cache, field) for site in cached]
-        for slot in range(max((len(values) for values in per_site), default=0)):
-            if any(len(values) <= slot for values in per_site):
-                raise SurgeryRefused(f"the layers have different numbers of {field} tensors; use keep instead of dense")
-            names = {site: getattr(site.cache, field)[slot].name or "" for site in cached}
-            position = _growing_number(list(names.values()))
-            for index, site in enumerate(staying):
-                new = _with_number(names[site], position, index)
-                if new != names[site]:
-                    renames[getattr(site.cache, field)[slot]] = new
-    return renames
-
-
-def _layer(site: AttentionSite) -> int:
-    return site.layer
-
-
-def _growing_number(names: Sequence[str]) -> int:
-    numbers = [[int(number) for number in re.findall(r"\d+", name)] for name in names]
-    for position in range(min((len(found) for found in numbers), default=0)):
-        column = [found[position] for found in numbers]
-        if column == sorted(set(column)):
-            return position
-    raise SurgeryRefused(f"the cache names ({names[0]}, ...) carry no layer number to renumber; use keep, not dense")
-
-
-def _with_number(name: str, position: int, number: int) -> str:
-    matches = list(re.finditer(r"\d+", name))
-    return f"{name[: matches[position].start()]}{number}{name[matches[position].end() :]}"

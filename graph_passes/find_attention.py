@@ -1,64 +1,113 @@
-"""The analysis that every pass starts from: a model's attention sublayers."""
+"""The analysis that every pass starts from: a model's attention sublayers, numbered."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from graph_passes.find_cores import cache_of, find_cores
-from graph_passes.find_residual import find_residual
-from graph_passes.sites import AttentionCore, AttentionSite, AttentionSites, NoMatch, ResidualMerge
+from graph_passes.dataflow import Dataflow
+from graph_passes.find_sublayers import Branches, Entry, find_sublayers
+from graph_passes.sites import AttentionSite, AttentionSites, Kind, NoMatch
 
 LAYERS_KEY = "gatenorm.layers"
-"""Model metadata: the original layer number of every attention sublayer still in the graph, as a JSON list."""
+"""Model metadata: the original number of every self-attention sublayer still in the graph, as a JSON list."""
 
 N_LAYERS_KEY = "gatenorm.n_layers"
-"""Model metadata: how many attention sublayers the graph had before any pruning."""
+"""Model metadata: how many self-attention sublayers the graph had before any pruning."""
+
+CROSS_LAYERS_KEY = "gatenorm.cross_layers"
+"""Model metadata: the original number of every cross-attention sublayer still in the graph, as a JSON list."""
+
+N_CROSS_KEY = "gatenorm.n_cross"
+"""Model metadata: how many cross-attention sublayers the graph had before any pruning."""
+
+_METADATA: dict[Kind, tuple[str, str]] = {
+    "self": (LAYERS_KEY, N_LAYERS_KEY),
+    "cross": (CROSS_LAYERS_KEY, N_CROSS_KEY),
+}
 
 
-def find_attention(model: ir.Model) -> AttentionSites:
+def find_attention(model: ir.Model, flow: Dataflow | None = None) -> AttentionSites:
     """Find every attention sublayer of a model by structure; names and metadata of exporters are not consulted.
 
-    Sublayers are numbered in the order in which the graph computes them, except in a graph that was pruned before:
-    there the metadata keeps the original numbers.
+    Sublayers are numbered in the order in which the graph computes them, self-attention and cross-attention each from
+    0, except in a graph that was pruned before: there the metadata keeps the original numbers. The branches of an If
+    (merged decoders) are numbered alike. ``flow`` saves computing the dataflow again.
 
     Raises:
         ValueError: the model's pruning metadata contradicts the graph.
     """
-    order = {node: index for index, node in enumerate(model.graph)}
-    matched: list[tuple[AttentionCore, ResidualMerge]] = []
+    counters: Counter[Kind] = Counter()
+    numbered = list(_number(find_sublayers(model.graph, flow or Dataflow(model)), counters))
+    recorded = {kind: _recorded(model, kind, counters[kind]) for kind in _METADATA}
+    sites: list[AttentionSite] = []
     unmatched: list[NoMatch] = []
-    for core in find_cores(model.graph):
-        if isinstance(core, NoMatch):
-            unmatched.append(core)
-            continue
-        residual = find_residual(core, order)
-        if isinstance(residual, NoMatch):
-            unmatched.append(residual)
+    for entry in numbered:
+        if entry.kind is not None and entry.layer is not None:
+            entry = dataclasses.replace(entry, layer=recorded[entry.kind][0][entry.layer])
+        if isinstance(entry, AttentionSite):
+            sites.append(entry)
         else:
-            matched.append((core, residual))
-    layers, n_layers = _layer_numbers(model, len(matched))
-    sites = tuple(
-        AttentionSite(layer, core, residual, cache_of(core))
-        for layer, (core, residual) in zip(layers, matched, strict=True)
-    )
-    return AttentionSites(sites, tuple(unmatched), n_layers)
+            unmatched.append(entry)
+    return AttentionSites(tuple(sites), tuple(unmatched), recorded["self"][1], recorded["cross"][1])
 
 
-def _layer_numbers(model: ir.Model, found: int) -> tuple[list[int], int]:
-    recorded = model.metadata_props.get(LAYERS_KEY)
+def record_layers(model: ir.Model, found: AttentionSites, kept: Iterable[AttentionSite]) -> None:
+    """Write the original numbers of the kept sublayers into the model's metadata, for the next analysis.
+
+    Attention that was found but not matched is still in the graph and stays on the list.
+    """
+    staying = [(site.kind, site.layer) for site in kept]
+    staying += [(no.kind, no.layer) for no in found.unmatched if no.kind is not None and no.layer is not None]
+    for kind, (layers_key, n_key) in _METADATA.items():
+        if found.total(kind):
+            layers = sorted({layer for of_kind, layer in staying if of_kind == kind})
+            model.metadata_props[layers_key] = json.dumps(layers)
+            model.metadata_props[n_key] = str(found.total(kind))
+
+
+def _number(entries: Iterable[Entry], counters: Counter[Kind]) -> Iterator[AttentionSite | NoMatch]:
+    for entry in entries:
+        if isinstance(entry, Branches):
+            yield from _number_branches(entry, counters)
+        elif entry.kind is not None:
+            yield dataclasses.replace(entry, layer=counters[entry.kind])
+            counters[entry.kind] += 1
+        else:
+            yield entry
+
+
+def _number_branches(branches: Branches, counters: Counter[Kind]) -> Iterator[AttentionSite | NoMatch]:
+    ends = [Counter(counters) for _ in branches.entries]
+    numbered = [list(_number(entries, end)) for entries, end in zip(branches.entries, ends, strict=True)]
+    if any(end != ends[0] for end in ends):
+        counts = " and ".join(str(sum(end.values()) - sum(counters.values())) for end in ends)
+        yield NoMatch(branches.node, f"its branches hold {counts} attention sublayers, which do not correspond")
+        return
+    for found in numbered:
+        yield from found
+    counters.update(ends[0] - counters)
+
+
+def _recorded(model: ir.Model, kind: Kind, found: int) -> tuple[list[int], int]:
+    """The original numbers of the ``found`` sublayers of a kind, and how many there were."""
+    layers_key, n_key = _METADATA[kind]
+    recorded = model.metadata_props.get(layers_key)
     if recorded is None:
         return list(range(found)), found
     try:
         layers = json.loads(recorded)
-        n_layers = int(model.metadata_props[N_LAYERS_KEY])
+        n_layers = int(model.metadata_props[n_key])
         valid = isinstance(layers, list) and all(type(layer) is int and 0 <= layer < n_layers for layer in layers)
     except (ValueError, KeyError):
         valid = False
     if not valid or len(layers) != found or sorted(set(layers)) != layers:
         raise ValueError(
-            f"the model's metadata {LAYERS_KEY}={recorded} does not describe its {found} attention sublayers; "
+            f"the model's metadata {layers_key}={recorded} does not describe its {found} attention sublayers; "
             "the graph was changed after it was pruned"
         )
     return layers, n_layers

@@ -8,52 +8,150 @@ diamonds such as a decomposed norm or an unmerged LoRA branch) does not matter.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import SHAPE_READERS, ancestors, is_constant
+from graph_passes.dataflow import SHAPE_READERS, Dataflow, walk
+from graph_passes.operators import (
+    BETWEEN_PARALLEL_SUMS,
+    LINEAR_STEPS,
+    PRODUCTS,
+    PROJECTIONS_WITH_BIAS,
+    SKIP_NORMS,
+    SUMS,
+    node_name,
+    operator_of,
+)
 from graph_passes.sites import AttentionCore, NoMatch, ResidualMerge
 
-# What may stand between "attention + other branch" and the residual add of a parallel block. A projection there would
-# mean that the first add is inside the sublayer (a convolution of the values beside attention, say).
-_BETWEEN_PARALLEL_ADDS = frozenset({"Mul", "Div", "Cast", "Identity", "Dropout", "Reshape"})
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """The result is joined with that of other cores that read the same stream: together they are one sublayer."""
+
+    cores: tuple[AttentionCore, ...]
 
 
-def find_residual(core: AttentionCore, order: Mapping[ir.Node, int]) -> ResidualMerge | NoMatch:
-    """Find the addition that ends the sublayer around ``core``; ``order`` numbers the graph's nodes topologically."""
-    stream = ancestors([core.query])
-    parallel: ResidualMerge | None = None
-    for node, branch in _choke_points(core.output, order):
-        other = _other_operand(node, branch)
-        if other is None:
-            if parallel is not None and node.op_type not in _BETWEEN_PARALLEL_ADDS:
-                parallel = None
+def find_residual(
+    cores: Sequence[AttentionCore], flow: Dataflow, every: Sequence[AttentionCore]
+) -> ResidualMerge | NoMatch | Joined:
+    """Find the addition that ends the sublayer of ``cores``; ``every`` are all cores of the graph in its order."""
+    queries = [core.query for core in cores]
+    parallel: tuple[ir.Node, ir.Value] | None = None
+    for node, branch in _choke_points([core.output for core in cores], flow):
+        foreign = [value for value in flow.varying(node.inputs) if value is not branch]
+        sums = operator_of(node) in SUMS
+        if foreign and (sums or node.op_type in {"Concat", "Sub"}):
+            stream = next(filter(None, (_stream_in(value, queries, flow) for value in foreign)), None) if sums else None
+            if stream is not None:
+                return _merge(*(parallel or (node, branch)), stream, parallel=parallel is not None)
+            partners = _partners(foreign, cores, flow, every)
+            if partners:
+                return Joined(partners)
+            if node.op_type == "Concat":
+                return NoMatch(cores[0].node, f"its result is concatenated with another branch at {node_name(node)}")
+            if sums and parallel is None:
+                parallel = node, branch
+        elif parallel is not None and not sums and node.op_type not in BETWEEN_PARALLEL_SUMS:
+            parallel = None
+    return NoMatch(cores[0].node, "its result is never added to the stream that it read")
+
+
+def summands(value: ir.Value) -> Iterable[ir.Value]:
+    """What a value adds up: one step up through sums, constant factors and relayouts."""
+    producer = value.producer()
+    if producer is None:
+        return ()
+    operator = operator_of(producer)
+    if operator in SUMS:
+        skip = SKIP_NORMS.get(operator)
+        if skip is not None and value.index() != skip.sum_output:
+            return ()
+        positions = SUMS[operator]
+        operands = producer.inputs if positions is None else [producer.inputs[index] for index in positions]
+        return [operand for operand in operands if operand is not None]
+    if operator[1] in LINEAR_STEPS:
+        return [operand for operand in producer.inputs[:1] if operand is not None]
+    return ()
+
+
+def _stream_in(value: ir.Value, queries: Sequence[ir.Value], flow: Dataflow) -> ir.Value | None:
+    """The stream that the queries were computed from, where ``value`` is that stream or adds it up."""
+
+    def step(summed: ir.Value) -> Iterable[ir.Value]:
+        producer = summed.producer()
+        if producer is not None and producer.op_type in {"Mul", "Div"}:
+            # A scaled stream (DeepNorm) is the stream still; a gated one is another branch.
+            varying = flow.varying(producer.inputs)
+            return varying if len(varying) == 1 else ()
+        return flow.varying(summands(summed))
+
+    for candidate in walk(value, step):
+        producer = candidate.producer()
+        quantised = producer is not None and producer.op_type in {"QuantizeLinear", "DynamicQuantizeLinear"}
+        if not quantised and flow.depends(queries, candidate):
+            return candidate
+    return None
+
+
+def _partners(
+    foreign: Sequence[ir.Value], cores: Sequence[AttentionCore], flow: Dataflow, every: Sequence[AttentionCore]
+) -> tuple[AttentionCore, ...]:
+    """Cores that the foreign operands come from and that stand beside the given ones, neither before nor after them."""
+    positions = [index for index, core in enumerate(every) if core in cores]
+    queries, outputs = [core.query for core in cores], [core.output for core in cores]
+    beside = []
+    for core in reversed(every[: positions[0]]):
+        if flow.depends(queries, core.output):
+            break
+        beside.append(core)
+    for core in every[positions[0] :]:
+        if core in cores:
             continue
-        if other in stream:
-            return parallel or ResidualMerge(node, other, branch, "residual")
-        if parallel is None:
-            parallel = ResidualMerge(node, other, branch, "parallel")
-    return NoMatch(core.node, "its result is never added to the stream that it read")
+        if any(flow.depends(core.operands, output) for output in outputs):
+            break
+        beside.append(core)
+    return tuple(core for core in beside if flow.depends(foreign, core.output))
 
 
-def _other_operand(node: ir.Node, branch: ir.Value) -> ir.Value | None:
-    """The second, non-constant summand of an addition of ``branch``; None for any other node."""
-    if node.op_type != "Add" or len(node.inputs) != 2:
-        return None
-    first, second = node.inputs
-    other = second if first is branch else first
-    if other is None or other is branch or is_constant(other):
-        return None
-    return other
+def _merge(node: ir.Node, branch: ir.Value, stream: ir.Value, *, parallel: bool) -> ResidualMerge | NoMatch:
+    merge = ResidualMerge(node, list(node.inputs).index(branch), "parallel" if parallel else "residual", stream)
+    skip = SKIP_NORMS.get(operator_of(node))
+    if skip is None or skip.bias >= len(node.inputs) or node.inputs[skip.bias] is None:
+        return merge
+    # Fused from (x + bias) + y: the bias is that of the projection among the summands which has none of its own.
+    bare_branch, bare_kept = _is_bare_projection(branch), any(map(_is_bare_projection, merge.kept))
+    if bare_branch and bare_kept and parallel:
+        return NoMatch(node, "its bias may belong to attention or to the other branch")
+    if not bare_branch and not bare_kept:
+        return NoMatch(node, "its bias belongs to neither of its summands")
+    return dataclasses.replace(merge, bias_index=skip.bias) if bare_branch else merge
 
 
-def _choke_points(start: ir.Value, order: Mapping[ir.Node, int]) -> Iterator[tuple[ir.Node, ir.Value]]:
-    """Nodes that everything computed from ``start`` passes through, in order, each with the value it passes through.
+def _is_bare_projection(value: ir.Value) -> bool:
+    """Whether a value is, but for relayout, a product with a weight to which no bias was added."""
+    producer = value.producer()
+    while producer is not None and producer.op_type in LINEAR_STEPS and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()
+    if producer is None:
+        return False
+    operator = operator_of(producer)
+    bias = PROJECTIONS_WITH_BIAS.get(operator)
+    if bias is not None:
+        return bias >= len(producer.inputs) or producer.inputs[bias] is None
+    return operator in PRODUCTS
+
+
+def _choke_points(starts: Sequence[ir.Value], flow: Dataflow) -> Iterator[tuple[ir.Node, ir.Value]]:
+    """Nodes that everything computed from ``starts`` passes through, in order, each with the value it passes through.
 
     Ends when a value leaves the graph, since what follows no longer sees everything, or enters a subgraph.
     """
+    producer = starts[0].producer()
+    graph = producer.graph if producer is not None else None
     waiting: dict[ir.Value, set[ir.Node]] = {}
     agenda: list[tuple[int, ir.Node]] = []
     queued: set[ir.Node] = set()
@@ -62,16 +160,16 @@ def _choke_points(start: ir.Value, order: Mapping[ir.Node, int]) -> Iterator[tup
         if value.is_graph_output():
             return False
         consumers = {node for node in value.consumers() if node.op_type not in SHAPE_READERS}
-        if not consumers.issubset(order.keys()):
+        if any(node.graph is not graph for node in consumers):
             return False
         if consumers:
             waiting[value] = consumers
         for node in consumers - queued:
             queued.add(node)
-            heapq.heappush(agenda, (order[node], node))
+            heapq.heappush(agenda, (flow.order[node], node))
         return True
 
-    if not open_value(start):
+    if not all(open_value(start) for start in dict.fromkeys(starts)):
         return
     while agenda:
         node = heapq.heappop(agenda)[1]

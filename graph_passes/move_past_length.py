@@ -1,118 +1,211 @@
-"""Keep the past length readable when the cache it is read from goes.
+"""Keep lengths readable when the tensor that they are read from goes.
 
-Exported decoders measure the length of the past on one layer's cache, as a rule layer 0's key. Readers of a removed
-cache tensor are pointed at a kept layer's; when no layer keeps one, the shape is put together from the lengths of the
-attention mask and of the tokens.
+Exported decoders measure the length of the past on one layer's cache, as a rule layer 0's key, and now and then batch
+or step on a tensor inside attention. Readers are pointed at a kept layer's cache of the same kind; when no layer keeps
+one, the shape is put together from the lengths of the inputs, the past's being that of the attention mask less the
+tokens'.
 """
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
+from graph_passes.find_cache import key_value_path
+from graph_passes.lengths import InputLengths, Length
+from graph_passes.operators import node_name
 from graph_passes.sites import AttentionSite, SurgeryRefused
+
+_MASK, _TOKENS = "attention_mask", ("input_ids", "inputs_embeds", "decoder_input_ids")
+"""Hugging Face's calling convention: the mask covers past and tokens. It is asked only where the names of the lengths
+do not say so, as in graphs of torch's exporter, which gives each input lengths of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthMove:
+    """``readers`` measure ``gone``; they get ``substitute`` instead, or else a shape made of ``lengths``."""
+
+    gone: ir.Value
+    readers: tuple[ir.Node, ...]
+    substitute: ir.Value | None
+    lengths: tuple[Length, ...]
+
+    @property
+    def source(self) -> str:
+        """The inputs that the length is read from now, for a person."""
+        if self.substitute is not None:
+            return self.substitute.name or ""
+        names = dict.fromkeys(value.name or "" for length in self.lengths for _, value, _ in length.terms)
+        return ", ".join(names)
 
 
 class MovePastLength(ir.passes.InPlacePass):
-    """Give every ``Shape`` in ``readers``, all of which measure a removed cache tensor, another source."""
+    """Carry out the moves."""
 
-    def __init__(self, readers: Iterable[ir.Node], kept: Sequence[AttentionSite]) -> None:
+    def __init__(self, moves: Iterable[LengthMove]) -> None:
         super().__init__()
-        self._readers = tuple(readers)
-        self._kept = tuple(kept)
+        self._moves = tuple(moves)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewire each reader.
-
-        Raises:
-            SurgeryRefused: neither a kept cache nor the attention mask can stand in.
-        """
-        for reader in self._readers:
-            gone = reader.inputs[0]
-            assert gone is not None
-            substitute = find_substitute(gone, self._kept)
-            if substitute is not None:
-                reader.replace_input_with(0, substitute)
-            else:
-                _shape_from_mask(model.graph, reader, gone)
-        return ir.passes.PassResult(model, modified=bool(self._readers))
+        """Rewire each reader."""
+        for move in self._moves:
+            for reader in move.readers:
+                if move.substitute is not None:
+                    _replace_operand(reader, move.gone, move.substitute)
+                elif reader.op_type == "Shape":
+                    _measure_inputs(reader, move.lengths)
+                else:
+                    _replace_operand(reader, move.gone, _stand_in(reader, move))
+        return ir.passes.PassResult(model, modified=bool(self._moves))
 
 
-def find_substitute(gone: ir.Value, kept: Iterable[AttentionSite]) -> ir.Value | None:
-    """A kept cache tensor of the same shape, dimension by dimension; None when no layer keeps one like it."""
-    for site in kept:
-        for past in site.cache.past:
-            if past.shape is not None and gone.shape is not None and str(past.shape) == str(gone.shape):
-                return past
-    return None
-
-
-def mask_and_tokens(graph: ir.Graph, gone: ir.Value) -> tuple[ir.Value, ir.Value, int] | None:
-    """The attention mask, the token input and the axis of ``gone`` that holds the past length, or None.
-
-    They are known by their symbolic lengths: tokens are [b, s], the mask is [b, p + s], and the axis of length p is
-    the past. Every other axis of ``gone`` must be b or fixed, or its shape cannot be told from the two.
-    """
-    if gone.shape is None:
-        return None
-    flat = [value for value in graph.inputs if value.shape is not None and value.shape.rank() == 2]
-    for tokens, mask in itertools.permutations(flat, 2):
-        assert tokens.shape is not None
-        assert mask.shape is not None
-        batch, step = map(str, tokens.shape)
-        for axis, past in enumerate(gone.shape):
-            others = [length for index, length in enumerate(gone.shape) if index != axis]
-            if (
-                not isinstance(past, int)
-                and str(mask.shape[1]) in {f"{past} + {step}", f"{step} + {past}", f"{past}+{step}", f"{step}+{past}"}
-                and all(isinstance(length, int) or str(length) == batch for length in others)
-            ):
-                return mask, tokens, axis
-    return None
-
-
-def check_movable(graph: ir.Graph, site: AttentionSite, gone: ir.Value, kept: Sequence[AttentionSite]) -> None:
-    """Ask before the first edit whether readers of ``gone`` can be moved.
+def plan_move(
+    gone: ir.Value,
+    readers: Sequence[ir.Node],
+    site: AttentionSite,
+    removed: Sequence[AttentionSite],
+    kept: Sequence[AttentionSite],
+    inputs: Sequence[ir.Value],
+) -> LengthMove:
+    """Work out before the first edit where the readers of ``gone`` can read instead; ``inputs`` are those that stay.
 
     Raises:
-        SurgeryRefused: they cannot; the text names the layer and the cache tensor.
+        SurgeryRefused: nowhere; the text names the layer and the tensor.
     """
-    if find_substitute(gone, kept) is None and mask_and_tokens(graph, gone) is None:
+    substitute = _twin(gone, site, kept)
+    if substitute is not None:
+        return LengthMove(gone, tuple(readers), substitute, ())
+    lengths = InputLengths(inputs)
+    for other in removed:
+        for past in other.cache.past:
+            _add_aliases(lengths, past, _twin(past, other, kept), inputs)
+    shape = lengths.resolve_shape(gone.shape)
+    if shape is None:
         raise SurgeryRefused(
-            f"layer {site.layer}, input {gone.name}: the graph reads the past length from it, no kept layer has a "
-            f"cache of shape {gone.shape}, and no attention mask of length past + tokens is among the inputs"
+            f"{site}, {node_name(readers[0])}: the graph reads a length from {gone.name} {gone.shape or ''}, which no "
+            "kept layer's cache and no attention mask of length past + tokens tells; keep one such layer"
         )
+    return LengthMove(gone, tuple(readers), None, shape)
 
 
-def _shape_from_mask(graph: ir.Graph, reader: ir.Node, gone: ir.Value) -> None:
-    """Replace ``Shape(gone)`` by the same vector computed from the mask's and the tokens' lengths."""
-    found, shape = mask_and_tokens(graph, gone), gone.shape
-    if found is None or shape is None:
-        raise SurgeryRefused(f"input {gone.name}: no attention mask tells the past length that is read from it")
-    mask, tokens, past_axis = found
-    name = reader.outputs[0].name
-    nodes: list[ir.Node] = []
+def _twin(gone: ir.Value, site: AttentionSite, kept: Iterable[AttentionSite]) -> ir.Value | None:
+    """A kept cache tensor of the same shape: by the names of its lengths, or by the same way from cache to keys.
 
-    def make(op_type: str, inputs: Sequence[ir.Value] = (), **attributes: int | list[int]) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes=attributes, name=f"{name}/from_mask/{op_type}_{len(nodes)}")
-        node.outputs[0].name = f"{node.name}_output"
-        nodes.append(node)
+    The second is asked for where an exporter names each input's lengths apart; a cache that is cut to a window takes
+    another way than one that is not.
+    """
+    if gone not in site.cache.past:
+        return None
+    slot = site.cache.past.index(gone)
+    alike = None
+    for other in kept:
+        if other.graph is not site.graph:
+            continue
+        for index, past in enumerate(other.cache.past):
+            if past.shape is None or gone.shape is None or past.shape.rank() != gone.shape.rank():
+                continue
+            if _named(gone) and str(past.shape) == str(gone.shape):
+                return past
+            fixed = [(a, b) for a, b in zip(past.shape, gone.shape, strict=True) if isinstance(a, int)]
+            if alike is None and index == slot and all(a == b for a, b in fixed) and _way(other) == _way(site):
+                alike = past
+    return alike
+
+
+def _named(value: ir.Value) -> bool:
+    return value.shape is not None and all(isinstance(length, int) or length.value for length in value.shape)
+
+
+def _way(site: AttentionSite) -> tuple[str, ...]:
+    """The operators between a sublayer's cache and its keys and values."""
+    producers = (value.producer() for core in site.cores for value in key_value_path(core, site.residual))
+    return tuple(producer.op_type for producer in producers if producer is not None)
+
+
+def _add_aliases(lengths: InputLengths, past: ir.Value, twin: ir.Value | None, inputs: Sequence[ir.Value]) -> None:
+    """Say how the named lengths of a cache that goes are told by what stays."""
+    for axis, length in enumerate(past.shape or ()):
+        if isinstance(length, int) or lengths.resolve(length) is not None:
+            continue
+        if twin is not None:
+            lengths.add(str(length), Length(((1, twin, axis),)))
+            continue
+        mask = next((value for value in inputs if value.name == _MASK and _rank(value) == 2), None)
+        tokens = next((value for value in inputs if value.name in _TOKENS and _rank(value) in {2, 3}), None)
+        # The batch comes first in every cache, so the first unknown length is the batch and a later one the past.
+        if tokens is not None and axis == 0:
+            lengths.add(str(length), Length(((1, tokens, 0),)))
+        elif tokens is not None and mask is not None:
+            lengths.add(str(length), Length(((1, mask, 1), (-1, tokens, 1))))
+
+
+def _rank(value: ir.Value) -> int | None:
+    return value.shape.rank() if value.shape is not None else None
+
+
+def _replace_operand(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
+    for index, value in enumerate(node.inputs):
+        if value is old:
+            node.replace_input_with(index, new)
+
+
+class _Tape:
+    """New nodes in front of another, named after what they replace."""
+
+    def __init__(self, before: ir.Node, base: str) -> None:
+        self._before = before
+        self._base = base
+        self._count = 0
+
+    def make(self, op_type: str, inputs: Sequence[ir.Value] = (), **attributes: int | ir.TensorProtocol) -> ir.Value:
+        name = f"{self._base}/{op_type}_{self._count}"
+        self._count += 1
+        node = ir.node(op_type, inputs, attributes=attributes, name=name)
+        node.outputs[0].name = f"{name}_output"
+        graph = self._before.graph
+        assert isinstance(graph, ir.Graph)
+        graph.insert_before(self._before, node)
         return node.outputs[0]
 
-    parts = []
-    for axis, length in enumerate(shape):
-        if axis == past_axis:
-            total, step = make("Shape", [mask], start=1, end=2), make("Shape", [tokens], start=1, end=2)
-            parts.append(make("Sub", [total, step]))
-        elif isinstance(length, int):
-            parts.append(make("Constant", value_ints=[length]))
-        else:
-            parts.append(make("Shape", [tokens], start=0, end=1))
+    def number(self, number: int) -> ir.Value:
+        """A constant vector of one number."""
+        return self.make("Constant", value=ir.tensor([number], dtype=ir.DataType.INT64))
+
+    def length(self, length: Length) -> ir.Value:
+        """A length as a vector of one number."""
+        total: ir.Value | None = None
+        for sign, value, axis in length.terms:
+            # Gather serves every opset; Shape has start and end from 15 on.
+            one = self.make("Gather", [self.make("Shape", [value]), self.number(axis)], axis=0)
+            if total is None:
+                total = one if sign > 0 else self.make("Neg", [one])
+            else:
+                total = self.make("Add" if sign > 0 else "Sub", [total, one])
+        if total is None:
+            return self.number(length.constant)
+        return self.make("Add", [total, self.number(length.constant)]) if length.constant else total
+
+    def vector(self, lengths: Sequence[Length]) -> ir.Value:
+        """A whole shape."""
+        return self.make("Concat", [self.length(length) for length in lengths], axis=0)
+
+
+def _measure_inputs(reader: ir.Node, lengths: Sequence[Length]) -> None:
+    """Replace ``Shape(gone)`` by the same vector computed from the inputs."""
     start = reader.attributes["start"].as_int() if "start" in reader.attributes else 0
-    end = reader.attributes["end"].as_int() if "end" in reader.attributes else len(parts)
-    vector = make("Concat", parts[slice(start, end)], axis=0)
-    graph.insert_before(reader, nodes)
-    reader.outputs[0].replace_all_uses_with(vector)
-    graph.remove(reader, safe=True)
+    end = reader.attributes["end"].as_int() if "end" in reader.attributes else len(lengths)
+    output = reader.outputs[0]
+    vector = _Tape(reader, f"{output.name}/from_inputs").vector(lengths[slice(start, end)])
+    output.replace_all_uses_with(vector)
+    assert isinstance(reader.graph, ir.Graph)
+    reader.graph.remove(reader, safe=True)
+
+
+def _stand_in(reader: ir.Node, move: LengthMove) -> ir.Value:
+    """Zeros of the shape that is measured further on, for a reader that relays before it measures."""
+    tape = _Tape(reader, f"{move.gone.name}/stand_in")
+    dtype = move.gone.dtype or ir.DataType.FLOAT
+    zero = ir.tensor([0], dtype=dtype)
+    return tape.make("ConstantOfShape", [tape.vector(move.lengths)], value=zero)

@@ -1,90 +1,198 @@
-"""What removing some sublayers would do to a graph, worked out before the first edit."""
+"""What removing some sublayers would do to a graph, worked out and checked before the first edit."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import live_nodes
-from graph_passes.move_past_length import check_movable
-from graph_passes.sites import AttentionSite, AttentionSites, SurgeryRefused
+from graph_passes.bypass_attention import check_bypass, rewiring
+from graph_passes.dataflow import SHAPE_READERS, Dataflow, Reached, Rewired, reach
+from graph_passes.move_past_length import LengthMove, plan_move
+from graph_passes.operators import node_name
+from graph_passes.sites import AttentionSite, AttentionSites, Kind, SurgeryRefused
 
 
 @dataclasses.dataclass(frozen=True)
 class Removal:
-    """A checked removal. ``dead`` are the nodes that nothing needs any more, in graph order."""
+    """A checked removal. ``dead`` are the nodes that nothing needs any more, in graph order.
+
+    ``leaving`` are the outputs that go: of the graph, and of the branches of an If and the If itself.
+    """
 
     removed: tuple[AttentionSite, ...]
     kept: tuple[AttentionSite, ...]
     dead: tuple[ir.Node, ...]
-    past_length_readers: tuple[ir.Node, ...]
+    leaving: tuple[ir.Value, ...]
+    moves: tuple[LengthMove, ...]
+
+    def numbers(self, kind: Kind) -> tuple[int, ...]:
+        """The numbers of the removed sublayers of a kind."""
+        return tuple(sorted({site.layer for site in self.removed if site.kind == kind}))
 
 
-def plan_removal(model: ir.Model, found: AttentionSites, layers: Iterable[int]) -> Removal:
+def plan_removal(
+    model: ir.Model,
+    found: AttentionSites,
+    layers: Iterable[int],
+    cross: Iterable[int] = (),
+    flow: Dataflow | None = None,
+) -> Removal:
     """Work out and check the removal of the given layers. Layers that an earlier pruning removed are no error.
 
     Raises:
-        SurgeryRefused: a layer does not exist, or its attention would stay alive for another reason than its sum.
+        SurgeryRefused: a layer does not exist or was not matched, or its attention would stay alive for another reason
+            than its sum.
     """
-    wanted = sorted(set(layers))
-    beyond = [layer for layer in wanted if not 0 <= layer < found.n_layers]
+    flow = flow or Dataflow(model)
+    wanted: dict[Kind, set[int]] = {"self": set(layers), "cross": set(cross)}
+    for kind, numbers in wanted.items():
+        _check_numbers(found, kind, numbers)
+    removed = found.chosen(wanted["self"], wanted["cross"])
+    kept = tuple(site for site in found.sites if site not in removed)
+    for site in removed:
+        check_bypass(site, model)
+    leaving = _leaving_outputs(model, removed, flow)
+    outputs = [value for value in model.graph.outputs if value not in leaving]
+    rewired = rewiring(removed)
+    before = reach(model.graph.outputs, measured=False)
+    after = reach(outputs, rewired=rewired, leaving=leaving, measured=False)
+    _check_gone(removed, after)
+    _check_kept(removed, kept, before, after)
+    moves = _length_moves(model, removed, kept, outputs, leaving, rewired, before.nodes - after.nodes)
+    moved = {move.gone for move in moves}
+    alive = reach(outputs, rewired=rewired, leaving=leaving, stop=moved.__contains__)
+    everything = reach(model.graph.outputs)
+    dead = tuple(node for node in flow.order if node in everything.nodes and node not in alive.nodes)
+    return Removal(removed, kept, dead, tuple(leaving), moves)
+
+
+def _check_numbers(found: AttentionSites, kind: Kind, wanted: Collection[int]) -> None:
+    total = found.total(kind)
+    name = {"self": "attention", "cross": "cross-attention"}[kind]
+    beyond = sorted(number for number in wanted if not 0 <= number < total)
     if beyond:
-        raise SurgeryRefused(
-            f"layer {beyond[0]} does not exist: the graph has {found.n_layers} attention sublayers, "
-            f"0 to {found.n_layers - 1}" + _and_unmatched(found)
-        )
-    removed = tuple(site for site in found.sites if site.layer in wanted)
-    kept = tuple(site for site in found.sites if site.layer not in wanted)
-    graph = model.graph
-    leaving = {value for site in removed for value in site.cache.present}
-    outputs = [value for value in graph.outputs if value not in leaving]
-    replaced = {site.residual.merge.outputs[0]: site.residual.kept for site in removed}
-    alive = live_nodes(outputs, replaced)
-    _check_gone(removed, alive)
-    readers = _past_length_readers(removed, alive)
-    for site in removed:
-        for past in site.cache.past:
-            if any(reader.inputs[0] is past for reader in readers):
-                check_movable(graph, site, past, kept)
-    before = live_nodes(graph.outputs)
-    dead = tuple(node for node in graph if node in before and node not in alive)
-    return Removal(removed, kept, dead, readers)
+        there = f"{total} {name} sublayers, 0 to {total - 1}" if total else f"no {name} sublayer"
+        raise SurgeryRefused(f"layer {beyond[0]} does not exist: the graph has {there}" + _and_unmatched(found))
+    for reason in found.unmatched:
+        if reason.kind == kind and reason.layer in wanted:
+            raise SurgeryRefused(f"layer {reason.layer} cannot be removed: {reason}")
 
 
-def _past_length_readers(removed: Sequence[AttentionSite], alive: set[ir.Node]) -> tuple[ir.Node, ...]:
-    readers: list[ir.Node] = []
+def _leaving_outputs(model: ir.Model, removed: Sequence[AttentionSite], flow: Dataflow) -> dict[ir.Value, None]:
+    """Outputs that go with the sites' caches; inside a branch of an If, the If's own output and its fellows' go too.
+
+    Raises:
+        SurgeryRefused: the branches disagree about an output, or something reads it.
+    """
+    leaving = {value: None for site in removed for value in site.cache.present}
     for site in removed:
-        for past in site.cache.past:
-            for node in past.consumers():
-                if node not in alive:
-                    continue
-                if node.op_type != "Shape":
+        holder = flow.holder.get(site.graph)
+        if holder is None:
+            continue
+        branches = [
+            attribute.as_graph() for attribute in holder.attributes.values() if attribute.type == ir.AttributeType.GRAPH
+        ]
+        for value in site.cache.present:
+            index = list(site.graph.outputs).index(value)
+            result = holder.outputs[index]
+            if result.uses() or not result.is_graph_output() or holder.graph is not model.graph:
+                raise SurgeryRefused(f"{site}, {node_name(holder)}: its output {result.name} is read in the graph")
+            for branch in branches:
+                leaving[branch.outputs[index]] = None
+            leaving[result] = None
+    return leaving
+
+
+def _check_gone(removed: Sequence[AttentionSite], after: Reached) -> None:
+    """Refuse when attention would survive, as it does when its probabilities are an output of the graph."""
+    for site in removed:
+        for core in site.cores:
+            for node in core.nodes:
+                if node in after.nodes:
                     raise SurgeryRefused(
-                        f"layer {site.layer}, node {node.name or '<unnamed>'} ({node.op_type}): it reads the cache "
-                        f"{past.name} for something else than this layer's attention"
+                        f"{site}, {node_name(node)}: its result is also needed by {_user(node, after)}"
                     )
-                if node not in readers:
-                    readers.append(node)
-    return tuple(readers)
-
-
-def _check_gone(removed: Sequence[AttentionSite], alive: set[ir.Node]) -> None:
-    """Refuse when an attention core would survive, as it does when its probabilities are an output of the graph."""
-    for site in removed:
-        weighted = site.core.output.producer()
-        for node in (site.core.node, weighted):
-            if node in alive:
-                reader = next((user for value in node.outputs for user in value.consumers() if user in alive), None)
-                because = f"node {reader.name or '<unnamed>'} ({reader.op_type})" if reader else "a graph output"
-                raise SurgeryRefused(
-                    f"layer {site.layer}, node {node.name or '<unnamed>'} ({node.op_type}): "
-                    f"its result is also needed by {because}"
+        for past in site.cache.past:
+            if past in after.values:
+                reader = next(
+                    (user for user in past.consumers() if user in after.nodes and user.op_type not in SHAPE_READERS),
+                    None,
                 )
+                if reader is not None:
+                    raise SurgeryRefused(
+                        f"{site}, {node_name(reader)}: it reads the cache {past.name} for something else than this "
+                        "layer's attention"
+                    )
+
+
+def _check_kept(
+    removed: Sequence[AttentionSite], kept: Sequence[AttentionSite], before: Reached, after: Reached
+) -> None:
+    """Refuse when other attention would go as well: then the sum that was found is not this sublayer's end."""
+    for site in kept:
+        for core in site.cores:
+            if core.node in before.nodes and core.node not in after.nodes:
+                raise SurgeryRefused(
+                    f"{removed[0]}: without it nothing needs {site}, {node_name(core.node)}, which was to stay"
+                )
+
+
+def _user(node: ir.Node, after: Reached) -> str:
+    for value in node.outputs:
+        if value.is_graph_output() and value in after.values:
+            return f"the graph output {value.name}"
+        for user in value.consumers():
+            if user in after.nodes:
+                return node_name(user)
+    return "the graph"
+
+
+def _length_moves(
+    model: ir.Model,
+    removed: Sequence[AttentionSite],
+    kept: Sequence[AttentionSite],
+    outputs: Sequence[ir.Value],
+    leaving: Collection[ir.Value],
+    rewired: Rewired,
+    doomed: Collection[ir.Node],
+) -> tuple[LengthMove, ...]:
+    """What is still measured on tensors that go, and where it can be measured instead."""
+    owners = {past: site for site in removed for past in site.cache.past}
+
+    def goes(value: ir.Value) -> bool:
+        return value in owners or value.producer() in doomed
+
+    alive = reach(outputs, rewired=rewired, leaving=leaving, stop=goes)
+    inputs = [value for value in model.graph.inputs if value not in owners and not value.is_initializer()]
+    moves = []
+    for value in alive.values:
+        if not goes(value):
+            continue
+        readers = [user for user in value.consumers() if user in alive.nodes and user not in doomed]
+        if readers:
+            site = owners.get(value) or _site_of(value, removed)
+            moves.append(plan_move(value, readers, site, removed, kept, inputs))
+    return tuple(sorted(moves, key=lambda move: move.gone.name or ""))
+
+
+def _site_of(value: ir.Value, removed: Sequence[AttentionSite]) -> AttentionSite:
+    """The removed sublayer that a value belongs to, for a message: the first that it feeds or that feeds it."""
+    seen: set[ir.Value] = {value}
+    stack = [value]
+    cores = {node: site for site in removed for core in site.cores for node in core.nodes}
+    while stack:
+        for user in stack.pop().consumers():
+            if user in cores:
+                return cores[user]
+            fresh = [output for output in user.outputs if output not in seen]
+            seen.update(fresh)
+            stack += fresh
+    return removed[0]
 
 
 def _and_unmatched(found: AttentionSites) -> str:
     if not found.unmatched:
         return ""
-    return f"; {len(found.unmatched)} softmax nodes were not matched, the first: {found.unmatched[0]}"
+    return f"; {len(found.unmatched)} more resemble attention but were not matched, the first: {found.unmatched[0]}"

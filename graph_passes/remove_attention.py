@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from graph_passes.bypass_attention import BypassAttention
-from graph_passes.drop_cache_io import DropCacheIO, KVNames, dense_names
-from graph_passes.find_attention import LAYERS_KEY, N_LAYERS_KEY, find_attention
+from graph_passes.cache_names import KVNames, dense_names
+from graph_passes.dataflow import Dataflow
+from graph_passes.drop_cache_io import DropCacheIO
+from graph_passes.find_attention import find_attention, record_layers
 from graph_passes.move_past_length import MovePastLength
 from graph_passes.removal import Removal, plan_removal
-from graph_passes.sites import SurgeryRefused
+from graph_passes.sites import AttentionSites, SurgeryRefused
 from graph_passes.sweep import Sweep
 
 
-def remove_attention(model: ir.Model, layers: Iterable[int], *, kv_names: KVNames = "dense") -> Removal:
+def remove_attention(
+    model: ir.Model, layers: Iterable[int], *, cross: Iterable[int] = (), kv_names: KVNames = "dense"
+) -> Removal:
     """Remove the attention sublayers of ``layers`` from ``model``, in place.
 
     Afterwards each of them adds nothing to the residual stream: its nodes, its weights and its cache inputs and outputs
-    are gone. Everything is checked before the first edit. Layers that were removed earlier are left out silently, so
-    doing it twice is doing it once; an empty list leaves the model untouched.
+    are gone. ``cross`` names cross-attention sublayers, which stay otherwise. Everything is checked before the first
+    edit. Layers that were removed earlier are left out silently, so doing it twice is doing it once; empty lists leave
+    the model untouched.
 
     Raises:
         SurgeryRefused: a layer does not exist or cannot be removed; the model is unchanged.
         ValueError: metadata of an earlier pruning contradicts the graph.
     """
-    found = find_attention(model)
-    removal = plan_removal(model, found, layers)
+    flow = Dataflow(model)
+    found = find_attention(model, flow)
+    return apply_removal(model, found, plan_removal(model, found, layers, cross, flow), kv_names=kv_names)
+
+
+def apply_removal(model: ir.Model, found: AttentionSites, removal: Removal, *, kv_names: KVNames = "dense") -> Removal:
+    """Carry out a removal that was planned on this very model, and return it.
+
+    Raises:
+        SurgeryRefused: the cache tensors cannot be renamed; the model is unchanged.
+    """
     if kv_names == "dense":
         dense_names(removal.removed, removal.kept)
     if not removal.removed:
         return removal
-    leaving = [value for site in removal.removed for value in site.cache.present]
     passes = (
         BypassAttention(removal.removed),
-        MovePastLength(removal.past_length_readers, removal.kept),
-        Sweep(leaving, removal.dead),
+        MovePastLength(removal.moves),
+        Sweep(removal.leaving, removal.dead),
         DropCacheIO(removal.removed, removal.kept, kv_names),
     )
     try:
@@ -45,6 +57,34 @@ def remove_attention(model: ir.Model, layers: Iterable[int], *, kv_names: KVName
     except ir.passes.PassError as error:
         # Sequential wraps what a pass raised; the cause is what a person wants to read.
         raise SurgeryRefused(str(error.__cause__ or error)) from error
-    model.metadata_props[LAYERS_KEY] = json.dumps([site.layer for site in removal.kept])
-    model.metadata_props[N_LAYERS_KEY] = str(found.n_layers)
+    record_layers(model, found, removal.kept)
     return removal
+
+
+class RemoveAttention(ir.passes.InPlacePass):
+    """The whole surgery as one pass, for use in an ``ir.passes.Sequential``; see :func:`remove_attention`."""
+
+    def __init__(self, layers: Iterable[int], *, cross: Iterable[int] = (), kv_names: KVNames = "dense") -> None:
+        super().__init__()
+        self._layers = tuple(layers)
+        self._cross = tuple(cross)
+        self._kv_names: KVNames = kv_names
+
+    def requires(self, model: ir.Model) -> None:
+        """The layers exist and can be removed.
+
+        Raises:
+            PreconditionError: the text names the layer, the node and the reason.
+        """
+        flow = Dataflow(model)
+        try:
+            removal = plan_removal(model, find_attention(model, flow), self._layers, self._cross, flow)
+            if self._kv_names == "dense":
+                dense_names(removal.removed, removal.kept)
+        except ValueError as error:
+            raise ir.passes.PreconditionError(str(error)) from error
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove the sublayers."""
+        removal = remove_attention(model, self._layers, cross=self._cross, kv_names=self._kv_names)
+        return ir.passes.PassResult(model, modified=bool(removal.removed))

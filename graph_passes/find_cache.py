@@ -1,0 +1,74 @@
+"""The graph inputs and outputs through which an attention sublayer keeps its keys and values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import onnx_ir as ir
+
+from graph_passes.dataflow import Dataflow, walk
+from graph_passes.operators import LAYOUT_STEPS, PRESENT_STEPS
+from graph_passes.sites import AttentionCore, CacheTensors, ResidualMerge
+
+
+def find_caches(found: Sequence[tuple[tuple[AttentionCore, ...], ResidualMerge]], flow: Dataflow) -> list[CacheTensors]:
+    """The cache of each sublayer; both tuples are empty for one without.
+
+    A tensor that several sublayers come upon is none: it is a rope table that a client feeds, or a cache that layers
+    share and that must stay as long as one of them does.
+    """
+    drafts = [_cache_of(cores, residual, flow) for cores, residual in found]
+    # The branches of an If read the same inputs, so a tensor may be met once in each graph.
+    met = Counter(
+        (graph, value)
+        for (_, residual), draft in zip(found, drafts, strict=True)
+        for graph in [residual.merge.graph]
+        for value in (*draft.past, *draft.present)
+    )
+    caches = []
+    for (_, residual), draft in zip(found, drafts, strict=True):
+        graph = residual.merge.graph
+        own = [tuple(value for value in part if met[graph, value] == 1) for part in (draft.past, draft.present)]
+        caches.append(CacheTensors(*own))
+    return caches
+
+
+def key_value_path(core: AttentionCore, residual: ResidualMerge) -> Iterator[ir.Value]:
+    """Values that a core's keys, then its values, are laid out from, nearest first; the stream ends the way."""
+    operands = (core.key, core.value) if not core.past else (*core.past, core.key, core.value)
+
+    def step(value: ir.Value) -> Iterable[ir.Value]:
+        if value is residual.stream:
+            return ()
+        producer = value.producer()
+        if producer is None or producer.op_type not in LAYOUT_STEPS:
+            return ()
+        return [operand for operand in producer.inputs[LAYOUT_STEPS[producer.op_type]] if operand is not None]
+
+    for operand in dict.fromkeys(operands):
+        yield from (value for value in walk(operand, step) if value is not residual.stream)
+
+
+def _cache_of(cores: Sequence[AttentionCore], residual: ResidualMerge, flow: Dataflow) -> CacheTensors:
+    past: dict[ir.Value, None] = {}
+    present: dict[ir.Value, None] = {}
+    for core in cores:
+        packed = core.query is core.key and not core.past and not core.present
+        path = [] if packed else [*key_value_path(core, residual)]
+        if core.present:
+            path = [*core.present, *path]
+        for value in path:
+            if value.is_graph_input() and not value.is_initializer():
+                past[value] = None
+            # Only what a client feeds or the stream decides is a cache; a constant may well be an output as well.
+            if flow.varies(value):
+                present.update(dict.fromkeys(filter(ir.Value.is_graph_output, walk(value, _relaid_results))))
+    # Of the fused operators' own order key, value; a walk that starts at the keys finds them first as well.
+    return CacheTensors(tuple(past), tuple(present))
+
+
+def _relaid_results(value: ir.Value) -> Iterable[ir.Value]:
+    for node in value.consumers():
+        if node.op_type in PRESENT_STEPS and (node.op_type == "Concat" or node.inputs[0] is value):
+            yield from node.outputs
