@@ -2,11 +2,14 @@
 
 from graph_passes.bypass_attention import BypassAttention
 from graph_passes.cache_names import KVNames
+from graph_passes.dataflow import Dataflow
+from graph_passes.describe_site import Heads, block_form, heads_of, weights_of
 from graph_passes.drop_cache_io import DropCacheIO
 from graph_passes.expose_residuals import ExposeResiduals, residual_names
 from graph_passes.find_attention import CROSS_LAYERS_KEY, LAYERS_KEY, N_CROSS_KEY, N_LAYERS_KEY, find_attention
 from graph_passes.gate_attention import GATE_NAMES, GateAttention
 from graph_passes.move_past_length import LengthMove, MovePastLength
+from graph_passes.operators import operator_name
 from graph_passes.removal import Removal, plan_removal
 from graph_passes.remove_attention import RemoveAttention, apply_removal, remove_attention
 from graph_passes.sites import (
@@ -31,9 +34,11 @@ __all__ = [
     "AttentionSites",
     "BypassAttention",
     "CacheTensors",
+    "Dataflow",
     "DropCacheIO",
     "ExposeResiduals",
     "GateAttention",
+    "Heads",
     "KVNames",
     "LengthMove",
     "MovePastLength",
@@ -44,8 +49,12 @@ __all__ = [
     "SurgeryRefused",
     "Sweep",
     "apply_removal",
+    "block_form",
     "find_attention",
+    "heads_of",
+    "operator_name",
     "plan_removal",
     "remove_attention",
     "residual_names",
+    "weights_of",
 ]

@@ -24,11 +24,16 @@ def rewiring(sites: Iterable[AttentionSite]) -> dict[ir.Value, tuple[ir.Value, .
 
 
 class BypassAttention(ir.passes.InPlacePass):
-    """Rewire the residual edges around the given sites. The sublayers' nodes stay until a sweep removes them."""
+    """Rewire the residual edges around the given sites. The sublayers' nodes stay until a sweep removes them.
 
-    def __init__(self, sites: Sequence[AttentionSite]) -> None:
+    ``dead`` are nodes that nothing will need afterwards; knowing them, the pass hands a norm that only they read to the
+    norm that follows, so that a graph of fused norms gets no further node.
+    """
+
+    def __init__(self, sites: Sequence[AttentionSite], dead: Iterable[ir.Node] = ()) -> None:
         super().__init__()
         self._sites = tuple(sites)
+        self._dead = frozenset(dead)
 
     def requires(self, model: ir.Model) -> None:
         """Every site belongs to this model, and its merge can be undone.
@@ -45,9 +50,51 @@ class BypassAttention(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Let every reader of each sum read what stays of it."""
         for site in self._sites:
-            for output, replacement in _replacements(site.residual, model.opset_imports).items():
+            for output, replacement in self._replacements(site.residual, model.opset_imports).items():
                 _take_over(site.residual.merge, output, replacement)
         return ir.passes.PassResult(model, modified=bool(self._sites))
+
+    def _replacements(self, residual: ResidualMerge, opsets: Mapping[str, int]) -> dict[ir.Value, ir.Value]:
+        """New values for a merge's results; new nodes are put in front of the merge."""
+        merge = residual.merge
+        skip = SKIP_NORMS.get(operator_of(merge))
+        if skip is None:
+            return {merge.outputs[0]: _sum(merge, residual.kept)}
+        total = _sum(merge, _summed(residual))
+        replaced: dict[ir.Value, ir.Value] = {}
+        if merge.outputs[0].uses() or merge.outputs[0].is_graph_output():
+            taken = self._take_norm(merge, total)
+            replaced[merge.outputs[0]] = taken if taken is not None else _lone_norm(merge, total, opsets)
+        if len(merge.outputs) > skip.sum_output:
+            replaced[merge.outputs[skip.sum_output]] = total
+        return replaced
+
+    def _take_norm(self, merge: ir.Node, total: ir.Value) -> ir.Value | None:
+        """Let the fused norm that sums up ``total`` norm it for the merge's readers, where it has no other reader."""
+        prior = total.producer()
+        skip = SKIP_NORMS[operator_of(merge)]
+        if prior is None or operator_of(prior) != operator_of(merge) or total.index() != skip.sum_output:
+            return None
+        normed = prior.outputs[0]
+        if normed.is_graph_output() or not self._dead.issuperset(normed.consumers()) or prior in self._dead:
+            return None
+        for index in (skip.scale, *([skip.shift] if skip.shift is not None else [])):
+            old = prior.inputs[index] if index < len(prior.inputs) else None
+            new = merge.inputs[index] if index < len(merge.inputs) else None
+            if index >= len(prior.inputs):
+                if new is not None:
+                    return None
+                continue
+            prior.replace_input_with(index, new)
+            if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_input():
+                assert old.graph is not None
+                assert old.name is not None
+                del old.graph.initializers[old.name]
+        prior.attributes.pop("epsilon", None)
+        if "epsilon" in merge.attributes:
+            prior.attributes.add(merge.attributes["epsilon"])
+        normed.shape = merge.outputs[0].shape
+        return normed
 
 
 def check_bypass(site: AttentionSite, model: ir.Model) -> None:
@@ -83,21 +130,6 @@ def _summed(residual: ResidualMerge) -> tuple[ir.Value, ...]:
     inputs = residual.merge.inputs
     bias = inputs[skip.bias] if skip.bias < len(inputs) and skip.bias != residual.bias_index else None
     return residual.kept if bias is None else (*residual.kept, bias)
-
-
-def _replacements(residual: ResidualMerge, opsets: Mapping[str, int]) -> dict[ir.Value, ir.Value]:
-    """New values for a merge's results; new nodes are put in front of the merge."""
-    merge = residual.merge
-    skip = SKIP_NORMS.get(operator_of(merge))
-    if skip is None:
-        return {merge.outputs[0]: _sum(merge, residual.kept)}
-    total = _sum(merge, _summed(residual))
-    replaced: dict[ir.Value, ir.Value] = {}
-    if merge.outputs[0].uses() or merge.outputs[0].is_graph_output():
-        replaced[merge.outputs[0]] = _lone_norm(merge, total, opsets)
-    if len(merge.outputs) > skip.sum_output:
-        replaced[merge.outputs[skip.sum_output]] = total
-    return replaced
 
 
 def _sum(merge: ir.Node, summands: Sequence[ir.Value]) -> ir.Value:

@@ -72,6 +72,9 @@ def _before_and_after(site: AttentionSite) -> tuple[ir.Value, ir.Value]:
         merge.resize_outputs(max(len(merge.outputs), skip.sum_output + 1))
         total = merge.outputs[skip.sum_output]
         total.name = total.name or f"{merge.outputs[0].name}/sum"
+        for output in merge.outputs:
+            # An optional result that nobody asks for has the empty name in a file.
+            output.name = output.name or ""
         return residual.kept[0], total
     before = residual.stream if residual.form == "parallel" or len(residual.kept) > 1 else residual.kept[0]
     node = ir.node("Add", [before, branch_with_bias(site)], name=f"{residual_names(site)[1]}/sum")

@@ -47,7 +47,7 @@ def apply_removal(model: ir.Model, found: AttentionSites, removal: Removal, *, k
     if not removal.removed:
         return removal
     passes = (
-        BypassAttention(removal.removed),
+        BypassAttention(removal.removed, removal.dead),
         MovePastLength(removal.moves),
         Sweep(removal.leaving, removal.dead),
         DropCacheIO(removal.removed, removal.kept, kv_names),

@@ -17,6 +17,7 @@ VERBS = {
     "score": "score every attention sublayer of a checkpoint, from weights alone",
     "plan": "choose the sublayers to remove from scores",
     "export": "export a checkpoint to ONNX with KV cache",
+    "inspect": "show every attention sublayer of an ONNX graph",
     "prune": "remove attention sublayers from an ONNX graph",
     "build": "build a TensorRT engine from an ONNX graph",
     "compare": "prove a pruning: faithfulness, quality, latency, sizes",

@@ -24,6 +24,7 @@ from gatenorm_export.records.graph import (
     ProfileBounds,
     PrunedGraph,
 )
+from gatenorm_export.records.inspection import AttentionSublayer, GraphInspection, UnmatchedNode
 from gatenorm_export.records.model import (
     DepthTrend,
     FileDigest,
@@ -38,6 +39,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "TOOLS",
     "Artifact",
+    "AttentionSublayer",
     "ComparisonReport",
     "Convention",
     "DepthTrend",
@@ -46,6 +48,7 @@ __all__ = [
     "Faithfulness",
     "FileDigest",
     "GraphFacts",
+    "GraphInspection",
     "KVCache",
     "Latency",
     "LatencyRow",
@@ -64,5 +67,6 @@ __all__ = [
     "StageEntry",
     "StepError",
     "Threshold",
+    "UnmatchedNode",
     "tool_versions",
 ]

@@ -1,0 +1,122 @@
+"""What a person wants to know of an attention sublayer: heads, block form, weights. Shapes must have been inferred."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import onnx_ir as ir
+
+from graph_passes.dataflow import Dataflow, read_values
+from graph_passes.find_cache import key_value_path
+from graph_passes.operators import ATTENTION_OPERATORS, NORMS, SKIP_NORMS, operator_of
+from graph_passes.sites import AttentionCore, AttentionSite
+
+# What a norm is made of where an exporter wrote it out: the mean of squares or a variance, and its root.
+_NORM_PARTS = frozenset({"ReduceMean", "ReduceL2", "ReduceSumSquare", "LpNormalization"})
+_NORM_OPERATORS = frozenset({*NORMS, *SKIP_NORMS})
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """Query heads, key/value heads, and the size of one; None where the graph does not tell."""
+
+    n_heads: int | None
+    n_kv_heads: int | None
+    head_dim: int | None
+
+
+def heads_of(site: AttentionSite) -> Heads:
+    """Read the heads off a sublayer's attributes and shapes."""
+    core = site.cores[0]
+    n_heads, n_kv_heads = _attribute(core, "num_heads", "q_num_heads"), _attribute(core, "kv_num_heads")
+    head_dim = _fixed(core.output, -1) if _rank(core.output) == 4 else None
+    for past in (*site.cache.past, *core.past):
+        if _rank(past) == 4:
+            n_kv_heads = n_kv_heads or _fixed(past, 1)
+            head_dim = head_dim or _fixed(past, 3)
+    operands = [value for value in (*core.operands, core.output) if _rank(value) == 4]
+    n_heads = n_heads or max((size for value in operands if (size := _fixed(value, 1))), default=None)
+    on_the_way = [value for value in key_value_path(core, site.residual) if (_rank(value) or 0) >= 4]
+    sizes = [size for value in on_the_way if (size := _fixed(value, 1))]
+    n_kv_heads = n_kv_heads or min(sizes, default=None)
+    spread = any((producer := value.producer()) and producer.op_type in {"Expand", "Tile"} for value in on_the_way)
+    if n_heads is None and not spread:
+        n_heads = n_kv_heads
+    if n_kv_heads is None and not spread:
+        n_kv_heads = n_heads
+    if head_dim is None and n_heads and operator_of(core.node) in ATTENTION_OPERATORS:
+        width = _fixed(core.output, -1) or _packed_width(core)
+        head_dim = width // n_heads if width else None
+    if head_dim is None and operator_of(core.node) not in ATTENTION_OPERATORS:
+        head_dim = _fixed(core.query, -1) or _fixed(core.output, -1)
+    return Heads(n_heads, n_kv_heads, head_dim)
+
+
+def block_form(site: AttentionSite, flow: Dataflow) -> str:
+    """The kind of block: pre-norm, post-norm, sandwich (a norm on either side), norm-after, parallel or plain."""
+    core, residual = site.cores[0], site.residual
+    if residual.form == "parallel":
+        return "parallel"
+    # Values, not queries: a norm of queries stands behind their projection and is part of attention. In cross-attention
+    # the values come from another stream.
+    operand = core.value if site.kind == "self" else core.query
+    before = any(map(_is_norm, _nodes_between([operand], residual.stream, flow)))
+    after = any(map(_is_norm, _nodes_between([residual.branch], core.output, flow)))
+    if after:
+        return "sandwich" if before else "norm-after"
+    if before:
+        return "pre-norm"
+    total = residual.merge.outputs[0]
+    normed = operator_of(residual.merge) in SKIP_NORMS or any(map(_is_norm, total.consumers()))
+    return "post-norm" if normed else "plain"
+
+
+def weights_of(dead: Iterable[ir.Node]) -> list[ir.Value]:
+    """Initializers that only the given nodes read."""
+    gone = set(dead)
+    read = {value for node in gone for value in node.inputs if value is not None and value.is_initializer()}
+    return [value for value in read if all(user in gone for user in value.consumers())]
+
+
+def _nodes_between(values: Iterable[ir.Value], origin: ir.Value, flow: Dataflow) -> Iterator[ir.Node]:
+    """Nodes on the ways from ``origin`` to ``values``, and those beside them that come after it."""
+    bound = flow.place(origin)
+    seen: set[ir.Value] = set()
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        producer = value.producer()
+        if value in seen or value is origin or producer is None or flow.order[producer] <= bound:
+            continue
+        seen.add(value)
+        yield producer
+        stack.extend(read_values(producer))
+
+
+def _is_norm(node: ir.Node) -> bool:
+    return operator_of(node) in _NORM_OPERATORS or node.op_type in _NORM_PARTS
+
+
+def _attribute(core: AttentionCore, *names: str) -> int | None:
+    for name in names:
+        if name in core.node.attributes:
+            return core.node.attributes[name].as_int() or None
+    return None
+
+
+def _packed_width(core: AttentionCore) -> int | None:
+    """All query heads together, off the packed weight [d_model, 3 * width] of an operator that projects by itself."""
+    weight = core.node.inputs[1] if core.key is core.query and len(core.node.inputs) > 1 else None
+    packed = _fixed(weight, 1) if weight is not None and _rank(weight) == 2 else None
+    return packed // 3 if packed else None
+
+
+def _rank(value: ir.Value) -> int | None:
+    return value.shape.rank() if value.shape is not None else None
+
+
+def _fixed(value: ir.Value, axis: int) -> int | None:
+    """A length where it is a number and not a name."""
+    length = value.shape[axis] if value.shape is not None and value.shape.rank() else None
+    return length if isinstance(length, int) else None
