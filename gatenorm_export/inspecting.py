@@ -31,14 +31,15 @@ def inspect_graph(graph: Path, *, progress: Progress | None = None) -> GraphInsp
 
     from onnx_ir.passes.common import ShapeInferencePass
 
-    from graph_passes import Dataflow, find_attention, operator_name
+    from graph_passes import Dataflow, InlineAttentionFunctions, find_attention, operator_name
 
+    InlineAttentionFunctions()(model)
     with progress.task("infer shapes"):
         # Exporters leave most shapes out; heads are read off them. What cannot be inferred stays unknown.
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
     with progress.task("find attention"):
-        flow = Dataflow(model)
         try:
+            flow = Dataflow(model)
             found = find_attention(model, flow)
         except ValueError as error:
             raise InputError(f"{graph}: {error}") from error

@@ -8,6 +8,7 @@ from graph_passes.drop_cache_io import DropCacheIO
 from graph_passes.expose_residuals import ExposeResiduals, residual_names
 from graph_passes.find_attention import CROSS_LAYERS_KEY, LAYERS_KEY, N_CROSS_KEY, N_LAYERS_KEY, find_attention
 from graph_passes.gate_attention import GATE_NAMES, GateAttention
+from graph_passes.inline_functions import InlineAttentionFunctions
 from graph_passes.move_past_length import LengthMove, MovePastLength
 from graph_passes.operators import operator_name
 from graph_passes.removal import Removal, plan_removal
@@ -39,6 +40,7 @@ __all__ = [
     "ExposeResiduals",
     "GateAttention",
     "Heads",
+    "InlineAttentionFunctions",
     "KVNames",
     "LengthMove",
     "MovePastLength",

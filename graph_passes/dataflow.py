@@ -50,7 +50,11 @@ def walk(start: ir.Value, step: Callable[[ir.Value], Iterable[ir.Value]]) -> Ite
 
 
 class Dataflow:
-    """A model's nodes in topological order, and the values whose content depends on what a client feeds."""
+    """A model's nodes in topological order, and the values whose content depends on what a client feeds.
+
+    Raises:
+        ValueError: the nodes of a graph are not in topological order, as ONNX demands.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self.order: dict[ir.Node, int] = {}
@@ -65,6 +69,13 @@ class Dataflow:
             for inner in subgraphs(node):
                 self.holder[inner] = node
                 self._number(inner)
+            for value in node.inputs:
+                producer = value.producer() if value is not None else None
+                if producer is not None and producer not in self.order:
+                    raise ValueError(
+                        f"node {node.name or '<unnamed>'} ({node.op_type}) stands before the node that computes its "
+                        f"input {value.name if value is not None else ''}; sort the graph topologically first"
+                    )
             # A node comes after everything inside it, which comes after everything that it captures.
             self.order[node] = len(self.order)
             if node.op_type not in SHAPE_READERS and any(value in self._varying for value in read_values(node)):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from graph_passes.find_attention import find_attention
 from graph_passes.gate_attention import branch_with_bias
@@ -48,17 +51,30 @@ class ExposeResiduals(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Add the outputs, two for each sublayer in their order."""
         found = self._found or find_attention(model)
+        shapes = _inferred_shapes(model) if any(site.residual.stream.shape is None for site in found.sites) else {}
         for site in found.sites:
+            # The sum is shaped like the stream; where both were left out, what can be inferred serves.
+            shape = site.residual.stream.shape or shapes.get(site.residual.stream.name or "")
             for name, value in zip(residual_names(site), _before_and_after(site), strict=True):
                 cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT}, name=f"{name}/expose")
                 output = cast.outputs[0]
                 output.name, output.dtype = name, ir.DataType.FLOAT
-                if value.shape is not None:
-                    output.shape = value.shape.copy()
+                output.shape = shape.copy() if shape is not None else None
                 # Not in front of the merge: its sum is exposed as well.
                 model.graph.insert_after(site.residual.merge, cast)
                 model.graph.outputs.append(output)
         return ir.passes.PassResult(model, modified=bool(found.sites))
+
+
+def _inferred_shapes(model: ir.Model) -> Mapping[str, ir.Shape]:
+    """Shapes by name, from a copy of the graph without its weights, so that the graph keeps the shapes that it states.
+
+    A graph output must state a shape, and exporters leave most others out.
+    """
+    copy = model.clone()
+    ShapeInferencePass(check_type=False, strict_mode=False)(copy)
+    values = (value for node in copy.graph for value in node.outputs)
+    return {value.name: value.shape for value in values if value.name and value.shape is not None}
 
 
 def _before_and_after(site: AttentionSite) -> tuple[ir.Value, ir.Value]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graph_passes.dataflow import Dataflow
 from graph_passes.find_sublayers import Branches, Entry, find_sublayers
+from graph_passes.inline_functions import calls_that_hide_attention
 from graph_passes.sites import AttentionSite, AttentionSites, Kind, NoMatch
 
 LAYERS_KEY = "gatenorm.layers"
@@ -53,6 +54,8 @@ def find_attention(model: ir.Model, flow: Dataflow | None = None) -> AttentionSi
             sites.append(entry)
         else:
             unmatched.append(entry)
+    for call in calls_that_hide_attention(model):
+        unmatched.append(NoMatch(call, "functions of the model hold attention; run InlineAttentionFunctions first"))
     return AttentionSites(tuple(sites), tuple(unmatched), recorded["self"][1], recorded["cross"][1])
 
 

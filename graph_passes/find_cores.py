@@ -25,7 +25,11 @@ def find_cores(graph: ir.Graph, flow: Dataflow) -> Iterator[AttentionCore | NoMa
     for node in graph:
         operator = operator_of(node)
         if operator in SOFTMAXES:
-            yield _around_softmax(node, flow)
+            yield _around_softmax(node, node.inputs[SOFTMAXES[operator]], node.outputs[0], flow)
+        elif operator == ("", "Exp") and (normalised := _normalised(node)) is not None:
+            core = _around_softmax(node, node.inputs[0], normalised, flow)
+            if isinstance(core, AttentionCore):
+                yield core
         elif operator in ATTENTION_OPERATORS:
             yield _from_operator(node, ATTENTION_OPERATORS[operator])
         elif node.op_type.endswith("Attention"):
@@ -61,8 +65,41 @@ def _from_operator(node: ir.Node, operands: AttentionOperator) -> AttentionCore 
     )
 
 
-def _around_softmax(softmax: ir.Node, flow: Dataflow) -> AttentionCore | NoMatch:
-    scores_in, probabilities = softmax.inputs[SOFTMAXES[operator_of(softmax)]], softmax.outputs[0]
+def _normalised(exponential: ir.Node) -> ir.Value | None:
+    """The probabilities of a softmax that was written out, exp(x) / sum(exp(x)); None where ``Exp`` serves another end.
+
+    The sum may have a constant or a sink added to it, and may be guarded against zero.
+    """
+    powers = exponential.outputs[0]
+    for node in powers.consumers():
+        if node.op_type not in {"Div", "Mul"} or len(node.inputs) != 2:
+            continue
+        divisor = node.inputs[1] if node.inputs[0] is powers else node.inputs[0]
+        for value in walk(divisor, _divisor_operands) if divisor is not None else ():
+            producer = value.producer()
+            if producer is not None and producer.op_type == "ReduceSum" and producer.inputs[0] is powers:
+                return node.outputs[0]
+    return None
+
+
+def _divisor_operands(value: ir.Value) -> Iterable[ir.Value]:
+    producer = value.producer()
+    if producer is None or producer.op_type not in {
+        "Add",
+        "Cast",
+        "Clip",
+        "Max",
+        "Identity",
+        "Reciprocal",
+        "Unsqueeze",
+    }:
+        return ()
+    return [operand for operand in producer.inputs if operand is not None]
+
+
+def _around_softmax(
+    softmax: ir.Node, scores_in: ir.Value | None, probabilities: ir.Value, flow: Dataflow
+) -> AttentionCore | NoMatch:
     if scores_in is None:
         return NoMatch(softmax, "it has no input")
 

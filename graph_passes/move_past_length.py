@@ -125,19 +125,23 @@ def _way(site: AttentionSite) -> tuple[str, ...]:
 
 
 def _add_aliases(lengths: InputLengths, past: ir.Value, twin: ir.Value | None, inputs: Sequence[ir.Value]) -> None:
-    """Say how the named lengths of a cache that goes are told by what stays."""
-    for axis, length in enumerate(past.shape or ()):
-        if isinstance(length, int) or lengths.resolve(length) is not None:
+    """Say how the named lengths of a cache that goes are told by what stays.
+
+    Of the lengths that are open, the first is the batch and the second the past; a third is a size that no input tells.
+    """
+    open_axes = [axis for axis, length in enumerate(past.shape or ()) if not isinstance(length, int)]
+    mask = next((value for value in inputs if value.name == _MASK and _rank(value) == 2), None)
+    tokens = next((value for value in inputs if value.name in _TOKENS and _rank(value) in {2, 3}), None)
+    for place, axis in enumerate(open_axes):
+        assert past.shape is not None
+        length = past.shape[axis]
+        if lengths.resolve(length) is not None:
             continue
         if twin is not None:
             lengths.add(str(length), Length(((1, twin, axis),)))
-            continue
-        mask = next((value for value in inputs if value.name == _MASK and _rank(value) == 2), None)
-        tokens = next((value for value in inputs if value.name in _TOKENS and _rank(value) in {2, 3}), None)
-        # The batch comes first in every cache, so the first unknown length is the batch and a later one the past.
-        if tokens is not None and axis == 0:
+        elif place == 0 and tokens is not None:
             lengths.add(str(length), Length(((1, tokens, 0),)))
-        elif tokens is not None and mask is not None:
+        elif place == 1 and tokens is not None and mask is not None:
             lengths.add(str(length), Length(((1, mask, 1), (-1, tokens, 1))))
 
 

@@ -198,8 +198,13 @@ def without_branches(model: ir.Model, layers: tuple[int, ...]) -> ir.Model:
     return model
 
 
-def evaluate(model: ir.Model, seed: int = 1, past: int = 3) -> dict[str, np.ndarray]:
-    """Run a model in ONNX Runtime on seeded inputs; caches are seeded by name, so a pruned graph gets the same ones."""
+def evaluate(
+    model: ir.Model, seed: int = 1, past: int = 3, extra: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """Run a model in ONNX Runtime on seeded inputs; caches are seeded by name, so a pruned graph gets the same ones.
+
+    ``extra`` are further inputs.
+    """
     rng = np.random.default_rng(seed)
     batch, step = 2, 4
     feed: dict[str, np.ndarray] = {
@@ -214,5 +219,6 @@ def evaluate(model: ir.Model, seed: int = 1, past: int = 3) -> dict[str, np.ndar
     }
     session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
     feed |= {spec.name: caches[spec.name] for spec in session.get_inputs() if spec.name in caches}
+    feed |= extra or {}
     names = [spec.name for spec in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))
