@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from graph_passes.lone_norm import lone_norm
 from graph_passes.operators import SKIP_NORMS, node_name, operator_of
 from graph_passes.sites import AttentionSite, ResidualMerge, SurgeryRefused
 
@@ -64,7 +65,7 @@ class BypassAttention(ir.passes.InPlacePass):
         replaced: dict[ir.Value, ir.Value] = {}
         if merge.outputs[0].uses() or merge.outputs[0].is_graph_output():
             taken = self._take_norm(merge, total)
-            replaced[merge.outputs[0]] = taken if taken is not None else _lone_norm(merge, total, opsets)
+            replaced[merge.outputs[0]] = taken if taken is not None else lone_norm(merge, total, opsets)
         if len(merge.outputs) > skip.sum_output:
             replaced[merge.outputs[skip.sum_output]] = total
         return replaced
@@ -136,24 +137,6 @@ def _sum(merge: ir.Node, summands: Sequence[ir.Value]) -> ir.Value:
     if len(summands) == 1:
         return summands[0]
     node = ir.node("Add" if len(summands) == 2 else "Sum", summands, name=f"{_base(merge)}/kept")
-    node.outputs[0].name = f"{node.name}_output"
-    _graph(merge).insert_before(merge, node)
-    return node.outputs[0]
-
-
-def _lone_norm(merge: ir.Node, total: ir.Value, opsets: Mapping[str, int]) -> ir.Value:
-    """The norm of a Skip*LayerNormalization without its sum, in the form that runtimes take at the model's opset."""
-    skip = SKIP_NORMS[operator_of(merge)]
-    domain, op_type = skip.alone
-    if op_type == "SimplifiedLayerNormalization" and opsets.get("", 1) >= 23:
-        op_type = "RMSNormalization"
-    operands = [total, merge.inputs[skip.scale]]
-    if skip.shift is not None and skip.shift < len(merge.inputs):
-        operands.append(merge.inputs[skip.shift])
-    epsilon = merge.attributes["epsilon"].as_float() if "epsilon" in merge.attributes else skip.epsilon
-    node = ir.node(
-        op_type, operands, domain=domain, attributes={"axis": -1, "epsilon": epsilon}, name=f"{_base(merge)}/alone"
-    )
     node.outputs[0].name = f"{node.name}_output"
     _graph(merge).insert_before(merge, node)
     return node.outputs[0]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import onnx_ir as ir
 
-from graph_passes.sites import AttentionSite, Kind, SurgeryRefused
+from graph_passes.sites import AttentionSite, Kind, NoMatch, SurgeryRefused
 
 KVNames = Literal["dense", "keep"]
 """``dense`` renumbers the remaining cache tensors 0..n-1; ``keep`` leaves every name as it was."""
@@ -16,12 +16,13 @@ KVNames = Literal["dense", "keep"]
 _KINDS: tuple[Kind, ...] = ("self", "cross")
 
 
-def dense_names(removed: Sequence[AttentionSite], kept: Sequence[AttentionSite]) -> dict[ir.Value, str]:
+def dense_names(removed: Sequence[AttentionSite], kept: Sequence[AttentionSite | NoMatch]) -> dict[ir.Value, str]:
     """New names for the kept cache tensors whose number changes, so that numbers run on from the first without a gap.
 
     The number in a name is the integer that grows from layer to layer; which one that is, is read off the names of all
     layers together. Where keys and values of a layer are numbered on (0, 1, then 2, 3), so are the new names. The
-    caches of self-attention and of cross-attention are numbered each by itself.
+    caches of self-attention and of cross-attention are numbered each by itself. ``kept`` includes layers that were not
+    matched.
 
     Raises:
         SurgeryRefused: the names carry no such number, or the layers have different numbers of cache tensors.
@@ -29,17 +30,12 @@ def dense_names(removed: Sequence[AttentionSite], kept: Sequence[AttentionSite])
     renames: dict[ir.Value, str] = {}
     for kind in _KINDS:
         # The branches of an If share their inputs; each layer is named once.
-        layers = {site.layer: site for site in (*removed, *kept) if site.kind == kind}
-        cached = [layers[layer] for layer in sorted(layers) if layers[layer].cache.past or layers[layer].cache.present]
+        layers = {site.layer: site.cache for site in (*removed, *kept) if site.kind == kind and site.layer is not None}
         staying = {site.layer for site in kept if site.kind == kind}
+        cached = [(layer in staying, cache) for layer, cache in sorted(layers.items()) if cache.past or cache.present]
         for field in ("past", "present"):
-            renames |= _renumber([(site.layer in staying, _tensors(site, field)) for site in cached], field)
+            renames |= _renumber([(stays, getattr(cache, field)) for stays, cache in cached], field)
     return renames
-
-
-def _tensors(site: AttentionSite, field: str) -> tuple[ir.Value, ...]:
-    values: tuple[ir.Value, ...] = getattr(site.cache, field)
-    return values
 
 
 def _renumber(layers: Sequence[tuple[bool, tuple[ir.Value, ...]]], field: str) -> dict[ir.Value, str]:
@@ -83,8 +79,3 @@ def _growing_number(names: Sequence[str]) -> int:
 def _with_number(name: str, position: int, number: int) -> str:
     matches = list(re.finditer(r"\d+", name))
     return f"{name[: matches[position].start()]}{number}{name[matches[position].end() :]}"
-
-
-def renamed(values: Mapping[ir.Value, str], value: ir.Value) -> str:
-    """The name that a value has after the renaming."""
-    return values.get(value, value.name or "")

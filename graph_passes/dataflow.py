@@ -112,6 +112,34 @@ class Dataflow:
                 stack.extend(read_values(producer))
         return False
 
+    def between(self, values: Iterable[ir.Value], origin: ir.Value) -> Iterator[ir.Node]:
+        """Nodes on the ways from ``origin`` to ``values``, and those beside them that come after it."""
+        bound = self.place(origin)
+        seen: set[ir.Value] = set()
+        stack = list(values)
+        while stack:
+            value = stack.pop()
+            producer = value.producer()
+            if value in seen or value is origin or producer is None or self.order[producer] <= bound:
+                continue
+            seen.add(value)
+            yield producer
+            stack.extend(read_values(producer))
+
+    def roots(self, values: Iterable[ir.Value]) -> set[ir.Value]:
+        """The inputs of the graph, or of an inner graph, that the content of ``values`` depends on."""
+        seen: set[ir.Value] = set()
+        stack = list(values)
+        while stack:
+            value = stack.pop()
+            producer = value.producer()
+            if value in seen or not self.varies(value):
+                continue
+            seen.add(value)
+            if producer is not None:
+                stack.extend(read_values(producer))
+        return {value for value in seen if value.producer() is None}
+
 
 Rewired = Mapping[ir.Value, Sequence[ir.Value]]
 """Values that a planned edit takes out of use, and what would be read in place of each."""

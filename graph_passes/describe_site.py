@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import Dataflow, read_values
+from graph_passes.dataflow import Dataflow
 from graph_passes.find_cache import key_value_path
 from graph_passes.operators import ATTENTION_OPERATORS, NORMS, SKIP_NORMS, operator_of
 from graph_passes.sites import AttentionCore, AttentionSite
@@ -61,8 +61,8 @@ def block_form(site: AttentionSite, flow: Dataflow) -> str:
     # Values, not queries: a norm of queries stands behind their projection and is part of attention. In cross-attention
     # the values come from another stream.
     operand = core.value if site.kind == "self" else core.query
-    before = any(map(_is_norm, _nodes_between([operand], residual.stream, flow)))
-    after = any(map(_is_norm, _nodes_between([residual.branch], core.output, flow)))
+    before = any(map(_is_norm, flow.between([operand], residual.stream)))
+    after = any(map(_is_norm, flow.between([residual.branch], core.output)))
     if after:
         return "sandwich" if before else "norm-after"
     if before:
@@ -77,21 +77,6 @@ def weights_of(dead: Iterable[ir.Node]) -> list[ir.Value]:
     gone = set(dead)
     read = {value for node in gone for value in node.inputs if value is not None and value.is_initializer()}
     return [value for value in read if all(user in gone for user in value.consumers())]
-
-
-def _nodes_between(values: Iterable[ir.Value], origin: ir.Value, flow: Dataflow) -> Iterator[ir.Node]:
-    """Nodes on the ways from ``origin`` to ``values``, and those beside them that come after it."""
-    bound = flow.place(origin)
-    seen: set[ir.Value] = set()
-    stack = list(values)
-    while stack:
-        value = stack.pop()
-        producer = value.producer()
-        if value in seen or value is origin or producer is None or flow.order[producer] <= bound:
-            continue
-        seen.add(value)
-        yield producer
-        stack.extend(read_values(producer))
 
 
 def _is_norm(node: ir.Node) -> bool:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graph_passes.cache_names import KVNames, dense_names
 from graph_passes.operators import node_name
-from graph_passes.sites import AttentionSite
+from graph_passes.sites import AttentionSite, NoMatch
 
 
 class DropCacheIO(ir.passes.InPlacePass):
@@ -17,7 +17,9 @@ class DropCacheIO(ir.passes.InPlacePass):
     Runs after a sweep, when nothing reads the dropped inputs any more.
     """
 
-    def __init__(self, removed: Sequence[AttentionSite], kept: Sequence[AttentionSite], names: KVNames) -> None:
+    def __init__(
+        self, removed: Sequence[AttentionSite], kept: Sequence[AttentionSite | NoMatch], names: KVNames
+    ) -> None:
         super().__init__()
         self._removed = tuple(removed)
         self._kept = tuple(kept)

@@ -43,7 +43,7 @@ def find_attention(model: ir.Model, flow: Dataflow | None = None) -> AttentionSi
         ValueError: the model's pruning metadata contradicts the graph.
     """
     counters: Counter[Kind] = Counter()
-    numbered = list(_number(find_sublayers(model.graph, flow or Dataflow(model)), counters))
+    numbered = list(_number(_counted(model, find_sublayers(model.graph, flow or Dataflow(model))), counters))
     recorded = {kind: _recorded(model, kind, counters[kind]) for kind in _METADATA}
     sites: list[AttentionSite] = []
     unmatched: list[NoMatch] = []
@@ -64,13 +64,50 @@ def record_layers(model: ir.Model, found: AttentionSites, kept: Iterable[Attenti
 
     Attention that was found but not matched is still in the graph and stays on the list.
     """
-    staying = [(site.kind, site.layer) for site in kept]
-    staying += [(no.kind, no.layer) for no in found.unmatched if no.kind is not None and no.layer is not None]
+    staying = found.staying(kept)
     for kind, (layers_key, n_key) in _METADATA.items():
         if found.total(kind):
-            layers = sorted({layer for of_kind, layer in staying if of_kind == kind})
+            layers = sorted({entry.layer for entry in staying if entry.kind == kind and entry.layer is not None})
             model.metadata_props[layers_key] = json.dumps(layers)
             model.metadata_props[n_key] = str(found.total(kind))
+
+
+def _counted(model: ir.Model, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """Take the layer number from unmatched attention that is none of the model's layers.
+
+    Where layers keep a cache, a pooling head or a gate is known by having none. In a graph without any cache such a one
+    cannot be told from a layer and is counted. A graph that was pruned before says how many it counts.
+    """
+    flat = list(_flat(entries))
+    doubtful = [entry for entry in flat if _doubtful(entry)]
+    if not doubtful:
+        return entries
+    layers_key, _ = _METADATA["self"]
+    recorded = model.metadata_props.get(layers_key)
+    if recorded is not None:
+        counts = recorded.count(",") + 1 == len([entry for entry in flat if entry.kind == "self"])
+    else:
+        counts = not any(entry.cache.past or entry.cache.present for entry in flat)
+    return entries if counts else tuple(_without_number(entry) for entry in entries)
+
+
+def _flat(entries: Iterable[Entry]) -> Iterator[AttentionSite | NoMatch]:
+    for entry in entries:
+        if isinstance(entry, Branches):
+            # The branches correspond, so one stands for all.
+            yield from _flat(entry.entries[0])
+        else:
+            yield entry
+
+
+def _doubtful(entry: Entry) -> bool:
+    return isinstance(entry, NoMatch) and entry.kind is not None and not (entry.cache.past or entry.cache.present)
+
+
+def _without_number(entry: Entry) -> Entry:
+    if isinstance(entry, Branches):
+        return Branches(entry.node, tuple(tuple(map(_without_number, inner)) for inner in entry.entries))
+    return dataclasses.replace(entry, kind=None) if isinstance(entry, NoMatch) and _doubtful(entry) else entry
 
 
 def _number(entries: Iterable[Entry], counters: Counter[Kind]) -> Iterator[AttentionSite | NoMatch]:

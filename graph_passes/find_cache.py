@@ -8,38 +8,53 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx_ir as ir
 
 from graph_passes.dataflow import Dataflow, walk
-from graph_passes.operators import LAYOUT_STEPS, PRESENT_STEPS
+from graph_passes.operators import ATTENTION_OPERATORS, LAYOUT_STEPS, PRESENT_STEPS, operator_of
 from graph_passes.sites import AttentionCore, CacheTensors, ResidualMerge
 
 
-def find_caches(found: Sequence[tuple[tuple[AttentionCore, ...], ResidualMerge]], flow: Dataflow) -> list[CacheTensors]:
-    """The cache of each sublayer; both tuples are empty for one without.
+def find_caches(
+    found: Sequence[tuple[tuple[AttentionCore, ...], ResidualMerge | None]], flow: Dataflow
+) -> list[CacheTensors]:
+    """The cache of each sublayer, of those without a known residual too; both tuples are empty for one without.
 
-    A tensor that several sublayers come upon is none: it is a rope table that a client feeds, or a cache that layers
-    share and that must stay as long as one of them does.
+    A tensor that several sublayers come upon belongs to the first, from which the others borrow it. It is none at all
+    where it is no cache but a table that a client feeds, such as one of rotary embeddings.
     """
     drafts = [_cache_of(cores, residual, flow) for cores, residual in found]
     # The branches of an If read the same inputs, so a tensor may be met once in each graph.
     met = Counter(
-        (graph, value)
-        for (_, residual), draft in zip(found, drafts, strict=True)
-        for graph in [residual.merge.graph]
+        (cores[0].node.graph, value)
+        for (cores, _), draft in zip(found, drafts, strict=True)
         for value in (*draft.past, *draft.present)
     )
-    caches = []
-    for (_, residual), draft in zip(found, drafts, strict=True):
-        graph = residual.merge.graph
-        own = [tuple(value for value in part if met[graph, value] == 1) for part in (draft.past, draft.present)]
-        caches.append(CacheTensors(*own))
-    return caches
+    taken: set[tuple[object, ir.Value]] = set()
+    caches: dict[int, CacheTensors] = {}
+    # In the order of computation: who stores comes before who borrows.
+    for index in sorted(range(len(found)), key=lambda index: flow.order[found[index][0][0].node]):
+        graph = found[index][0][0].node.graph
+        parts = []
+        for part in (drafts[index].past, drafts[index].present):
+            shared = [value for value in part if met[graph, value] > 1]
+            tables = [value for value in shared if value.is_graph_input() and not _is_stored(value)]
+            parts.append(tuple(value for value in part if value not in tables and (graph, value) not in taken))
+            taken.update((graph, value) for value in shared)
+        caches[index] = CacheTensors(*parts)
+    return [caches[index] for index in range(len(found))]
 
 
-def key_value_path(core: AttentionCore, residual: ResidualMerge) -> Iterator[ir.Value]:
+def _is_stored(value: ir.Value) -> bool:
+    """Whether an input is carried on as a cache is: new keys are appended to it or scattered into it."""
+    stores = {"Concat", "ScatterElements", "ScatterND", "TensorScatter"}
+    return any(node.op_type in stores or operator_of(node) in ATTENTION_OPERATORS for node in value.consumers())
+
+
+def key_value_path(core: AttentionCore, residual: ResidualMerge | None) -> Iterator[ir.Value]:
     """Values that a core's keys, then its values, are laid out from, nearest first; the stream ends the way."""
+    stream = residual.stream if residual is not None else None
     operands = (core.key, core.value) if not core.past else (*core.past, core.key, core.value)
 
     def step(value: ir.Value) -> Iterable[ir.Value]:
-        if value is residual.stream:
+        if value is stream:
             return ()
         producer = value.producer()
         if producer is None or producer.op_type not in LAYOUT_STEPS:
@@ -47,10 +62,10 @@ def key_value_path(core: AttentionCore, residual: ResidualMerge) -> Iterator[ir.
         return [operand for operand in producer.inputs[LAYOUT_STEPS[producer.op_type]] if operand is not None]
 
     for operand in dict.fromkeys(operands):
-        yield from (value for value in walk(operand, step) if value is not residual.stream)
+        yield from (value for value in walk(operand, step) if value is not stream)
 
 
-def _cache_of(cores: Sequence[AttentionCore], residual: ResidualMerge, flow: Dataflow) -> CacheTensors:
+def _cache_of(cores: Sequence[AttentionCore], residual: ResidualMerge | None, flow: Dataflow) -> CacheTensors:
     past: dict[ir.Value, None] = {}
     present: dict[ir.Value, None] = {}
     for core in cores:

@@ -19,6 +19,7 @@ from graph_passes.operators import (
     BETWEEN_PARALLEL_SUMS,
     LINEAR_STEPS,
     PRODUCTS,
+    PROJECTIONS,
     PROJECTIONS_WITH_BIAS,
     SKIP_NORMS,
     SUMS,
@@ -39,23 +40,29 @@ def find_residual(
     cores: Sequence[AttentionCore], flow: Dataflow, every: Sequence[AttentionCore]
 ) -> ResidualMerge | NoMatch | Joined:
     """Find the addition that ends the sublayer of ``cores``; ``every`` are all cores of the graph in its order."""
-    queries = [core.query for core in cores]
     parallel: tuple[ir.Node, ir.Value] | None = None
-    for node, branch in _choke_points([core.output for core in cores], flow):
+    for node, branch in _downstream([core.output for core in cores], flow):
+        if branch is None:
+            if node.op_type not in BETWEEN_PARALLEL_SUMS:
+                parallel = None
+            continue
         foreign = [value for value in flow.varying(node.inputs) if value is not branch]
         sums = operator_of(node) in SUMS
         if foreign and (sums or node.op_type in {"Concat", "Sub"}):
-            stream = next(filter(None, (_stream_in(value, queries, flow) for value in foreign)), None) if sums else None
+            stream = next(filter(None, (_stream_in(value, cores, flow) for value in foreign)), None) if sums else None
             if stream is not None:
                 return _merge(*(parallel or (node, branch)), stream, parallel=parallel is not None)
             partners = _partners(foreign, cores, flow, every)
             if partners:
                 return Joined(partners)
-            if node.op_type == "Concat":
-                return NoMatch(cores[0].node, f"its result is concatenated with another branch at {node_name(node)}")
+            if not sums:
+                done = (
+                    "concatenated with another branch" if node.op_type == "Concat" else "subtracted, or subtracted from"
+                )
+                return NoMatch(cores[0].node, f"its result is {done} at {node_name(node)}")
             if sums and parallel is None:
                 parallel = node, branch
-        elif parallel is not None and not sums and node.op_type not in BETWEEN_PARALLEL_SUMS:
+        elif not sums and node.op_type not in BETWEEN_PARALLEL_SUMS:
             parallel = None
     return NoMatch(cores[0].node, "its result is never added to the stream that it read")
 
@@ -78,8 +85,10 @@ def summands(value: ir.Value) -> Iterable[ir.Value]:
     return ()
 
 
-def _stream_in(value: ir.Value, queries: Sequence[ir.Value], flow: Dataflow) -> ir.Value | None:
+def _stream_in(value: ir.Value, cores: Sequence[AttentionCore], flow: Dataflow) -> ir.Value | None:
     """The stream that the queries were computed from, where ``value`` is that stream or adds it up."""
+    queries = [core.query for core in cores]
+    sources = [operand for core in cores for operand in (core.key, core.value)]
 
     def step(summed: ir.Value) -> Iterable[ir.Value]:
         producer = summed.producer()
@@ -92,15 +101,30 @@ def _stream_in(value: ir.Value, queries: Sequence[ir.Value], flow: Dataflow) -> 
     for candidate in walk(value, step):
         producer = candidate.producer()
         quantised = producer is not None and producer.op_type in {"QuantizeLinear", "DynamicQuantizeLinear"}
+        # Queries added to the result before it is projected (as in MViTv2) are no stream: keys do not come from them,
+        # and no weight stands between them and the queries.
         if not quantised and flow.depends(queries, candidate):
-            return candidate
+            if flow.depends(sources, candidate) or _projected(queries, candidate, flow):
+                return candidate
+            return None
     return None
+
+
+def _projected(queries: Sequence[ir.Value], origin: ir.Value, flow: Dataflow) -> bool:
+    """Whether a product with a weight, or an operator that makes one, lies between ``origin`` and the queries."""
+    return any(
+        len(node.inputs) > 1 and len(flow.varying(node.inputs[:2])) == 1 and operator_of(node) in PROJECTIONS
+        for node in flow.between(queries, origin)
+    )
 
 
 def _partners(
     foreign: Sequence[ir.Value], cores: Sequence[AttentionCore], flow: Dataflow, every: Sequence[AttentionCore]
 ) -> tuple[AttentionCore, ...]:
-    """Cores that the foreign operands come from and that stand beside the given ones, neither before nor after them."""
+    """Cores that the foreign operands come from and that stand beside the given ones, neither before nor after them.
+
+    Attention to another stream beside that to the own one is another sublayer: its keys depend on other inputs.
+    """
     positions = [index for index, core in enumerate(every) if core in cores]
     queries, outputs = [core.query for core in cores], [core.output for core in cores]
     beside = []
@@ -114,7 +138,10 @@ def _partners(
         if any(flow.depends(core.operands, output) for output in outputs):
             break
         beside.append(core)
-    return tuple(core for core in beside if flow.depends(foreign, core.output))
+    inputs = flow.roots([*cores[0].operands[1:]])
+    return tuple(
+        core for core in beside if flow.depends(foreign, core.output) and flow.roots([*core.operands[1:]]) == inputs
+    )
 
 
 def _merge(node: ir.Node, branch: ir.Value, stream: ir.Value, *, parallel: bool) -> ResidualMerge | NoMatch:
@@ -145,8 +172,8 @@ def _is_bare_projection(value: ir.Value) -> bool:
     return operator in PRODUCTS
 
 
-def _choke_points(starts: Sequence[ir.Value], flow: Dataflow) -> Iterator[tuple[ir.Node, ir.Value]]:
-    """Nodes that everything computed from ``starts`` passes through, in order, each with the value it passes through.
+def _downstream(starts: Sequence[ir.Value], flow: Dataflow) -> Iterator[tuple[ir.Node, ir.Value | None]]:
+    """Nodes that compute from ``starts``, in order; a choke point with the one value that everything passes through.
 
     Ends when a value leaves the graph, since what follows no longer sees everything, or enters a subgraph.
     """
@@ -178,7 +205,6 @@ def _choke_points(starts: Sequence[ir.Value], flow: Dataflow) -> Iterator[tuple[
             waiting[value].discard(node)
             if not waiting[value]:
                 del waiting[value]
-        if not waiting and len(passing) == 1:
-            yield node, passing[0]
+        yield node, passing[0] if not waiting and len(passing) == 1 else None
         if not all(open_value(output) for output in node.outputs):
             return

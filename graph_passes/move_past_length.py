@@ -9,13 +9,14 @@ tokens'.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
 
 from graph_passes.find_cache import key_value_path
 from graph_passes.lengths import InputLengths, Length
 from graph_passes.operators import node_name
+from graph_passes.same_shape import same_shape
 from graph_passes.sites import AttentionSite, SurgeryRefused
 
 _MASK, _TOKENS = "attention_mask", ("input_ids", "inputs_embeds", "decoder_input_ids")
@@ -68,13 +69,14 @@ def plan_move(
     removed: Sequence[AttentionSite],
     kept: Sequence[AttentionSite],
     inputs: Sequence[ir.Value],
+    stays: Callable[[ir.Value], bool],
 ) -> LengthMove:
     """Work out before the first edit where the readers of ``gone`` can read instead; ``inputs`` are those that stay.
 
     Raises:
         SurgeryRefused: nowhere; the text names the layer and the tensor.
     """
-    substitute = _twin(gone, site, kept)
+    substitute = _twin(gone, site, kept) or same_shape(gone, stays)
     if substitute is not None:
         return LengthMove(gone, tuple(readers), substitute, ())
     lengths = InputLengths(inputs)

@@ -64,6 +64,9 @@ PRODUCTS: dict[tuple[str, str], tuple[int, int]] = {
 }
 """Matrix products and their two factors."""
 
+PROJECTIONS = frozenset({*PRODUCTS, ("", "Conv"), (MICROSOFT, "MatMulNBits"), (MICROSOFT, "MatMulFpQ4")})
+"""Operators that multiply an activation with a weight, where one of their first two operands is one."""
+
 PROJECTIONS_WITH_BIAS: dict[tuple[str, str], int] = {
     ("", "Gemm"): 2,
     ("", "Conv"): 2,
@@ -179,7 +182,12 @@ LINEAR_STEPS = frozenset(
 # What may stand between "attention + other branch" and the residual add of a parallel block. A projection there would
 # mean that the first add is inside the sublayer (a convolution of the values beside attention, say).
 BETWEEN_PARALLEL_SUMS = frozenset(
-    {*LINEAR_STEPS, "Mul", "Div", "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"}
+    {
+        *LINEAR_STEPS,
+        *("Mul", "Div", "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"),
+        # What a norm is made of where it was written out.
+        *("ReduceMean", "ReduceL2", "Sub", "Pow", "Add", "Sqrt", "Reciprocal"),
+    }
 )
 
 

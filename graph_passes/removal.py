@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 import onnx_ir as ir
 
 from graph_passes.bypass_attention import check_bypass, rewiring
-from graph_passes.dataflow import SHAPE_READERS, Dataflow, Reached, Rewired, reach
+from graph_passes.dataflow import SHAPE_READERS, Dataflow, Reached, Rewired, reach, read_values
 from graph_passes.move_past_length import LengthMove, plan_move
 from graph_passes.operators import node_name
 from graph_passes.sites import AttentionSite, AttentionSites, Kind, SurgeryRefused
@@ -64,8 +64,21 @@ def plan_removal(
     moved = {move.gone for move in moves}
     alive = reach(outputs, rewired=rewired, leaving=leaving, stop=moved.__contains__)
     everything = reach(model.graph.outputs)
-    dead = tuple(node for node in flow.order if node in everything.nodes and node not in alive.nodes)
+    dead = _dead(flow, everything.nodes - alive.nodes, everything.nodes, removed)
     return Removal(removed, kept, dead, tuple(leaving), moves)
+
+
+def _dead(
+    flow: Dataflow, doomed: Collection[ir.Node], used: Collection[ir.Node], removed: Sequence[AttentionSite]
+) -> tuple[ir.Node, ...]:
+    """The doomed nodes, and nodes that nothing used before either but that read a result or an input which goes."""
+    dead: dict[ir.Node, None] = {}
+    gone = {past for site in removed for past in site.cache.past}
+    for node in flow.order:
+        unused = node not in used and any(value in gone or value.producer() in dead for value in read_values(node))
+        if node in doomed or unused:
+            dead[node] = None
+    return tuple(dead)
 
 
 def _check_numbers(found: AttentionSites, kind: Kind, wanted: Collection[int]) -> None:
@@ -173,7 +186,7 @@ def _length_moves(
         readers = [user for user in value.consumers() if user in alive.nodes and user not in doomed]
         if readers:
             site = owners.get(value) or _site_of(value, removed)
-            moves.append(plan_move(value, readers, site, removed, kept, inputs))
+            moves.append(plan_move(value, readers, site, removed, kept, inputs, lambda other: not goes(other)))
     return tuple(sorted(moves, key=lambda move: move.gone.name or ""))
 
 

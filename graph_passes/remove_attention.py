@@ -42,15 +42,16 @@ def apply_removal(model: ir.Model, found: AttentionSites, removal: Removal, *, k
     Raises:
         SurgeryRefused: the cache tensors cannot be renamed; the model is unchanged.
     """
+    staying = found.staying(removal.kept)
     if kv_names == "dense":
-        dense_names(removal.removed, removal.kept)
+        dense_names(removal.removed, staying)
     if not removal.removed:
         return removal
     passes = (
         BypassAttention(removal.removed, removal.dead),
         MovePastLength(removal.moves),
         Sweep(removal.leaving, removal.dead),
-        DropCacheIO(removal.removed, removal.kept, kv_names),
+        DropCacheIO(removal.removed, staying, kv_names),
     )
     try:
         ir.passes.Sequential(*passes)(model)
@@ -78,9 +79,10 @@ class RemoveAttention(ir.passes.InPlacePass):
         """
         flow = Dataflow(model)
         try:
-            removal = plan_removal(model, find_attention(model, flow), self._layers, self._cross, flow)
+            found = find_attention(model, flow)
+            removal = plan_removal(model, found, self._layers, self._cross, flow)
             if self._kv_names == "dense":
-                dense_names(removal.removed, removal.kept)
+                dense_names(removal.removed, found.staying(removal.kept))
         except ValueError as error:
             raise ir.passes.PreconditionError(str(error)) from error
 

@@ -119,13 +119,15 @@ class NoMatch:
     """Something that resembles attention but is left alone, and why.
 
     ``layer`` is its number where it is attention beyond doubt (two products around a softmax, a known operator) whose
-    residual was not found: it is counted, so that the layers after it have their right numbers.
+    residual was not found: it is counted, so that the layers after it have their right numbers, and its cache takes
+    part in renumbering.
     """
 
     node: ir.Node
     reason: str
     kind: Kind | None = None
     layer: int | None = None
+    cache: CacheTensors = CacheTensors((), ())
 
     def __str__(self) -> str:
         return f"{node_name(self.node)}: {self.reason}"
@@ -154,6 +156,10 @@ class AttentionSites:
     def total(self, kind: Kind) -> int:
         """How many sublayers of a kind there were before any pruning."""
         return self.n_layers if kind == "self" else self.n_cross
+
+    def staying(self, kept: Iterable[AttentionSite]) -> tuple[AttentionSite | NoMatch, ...]:
+        """The kept sublayers and those that are counted but were not matched: all layers of a graph after a removal."""
+        return (*kept, *(no for no in self.unmatched if no.layer is not None))
 
     def chosen(self, layers: Iterable[int], cross: Iterable[int] = ()) -> tuple[AttentionSite, ...]:
         """The sites of the given layers, in graph order."""

@@ -1,0 +1,84 @@
+"""The norm of a Skip*LayerNormalization without its sum, in a form that runtimes and the ONNX checker take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from graph_passes.operators import SKIP_NORMS, operator_of
+
+
+def lone_norm(merge: ir.Node, total: ir.Value, opsets: Mapping[str, int]) -> ir.Value:
+    """Norm ``total`` with the scale, shift and epsilon of ``merge``; new nodes are put in front of it.
+
+    ONNX has LayerNormalization from opset 17 and RMSNormalization from 23. ONNX Runtime's SimplifiedLayerNormalization
+    is in no ONNX schema, so a graph gets one only where it has others; elsewhere the norm is written out, as exporters
+    do, and runtimes fuse it again.
+    """
+    skip = SKIP_NORMS[operator_of(merge)]
+    scale = merge.inputs[skip.scale]
+    shift = merge.inputs[skip.shift] if skip.shift is not None and skip.shift < len(merge.inputs) else None
+    epsilon = merge.attributes["epsilon"].as_float() if "epsilon" in merge.attributes else skip.epsilon
+    graph, opset = merge.graph, opsets.get("", 1)
+    assert isinstance(graph, ir.Graph)
+    simplified = skip.shift is None
+    if not simplified and opset >= 17:
+        op_type = "LayerNormalization"
+    elif simplified and opset >= 23:
+        op_type = "RMSNormalization"
+    elif any(node.op_type == skip.alone[1] for node in graph):
+        op_type = skip.alone[1]
+    else:
+        return _written_out(merge, graph, total, scale, shift, epsilon, opset, centred=not simplified)
+    operands = [value for value in (total, scale, shift) if value is not None]
+    node = ir.node(op_type, operands, attributes={"axis": -1, "epsilon": epsilon}, name=f"{_base(merge)}/alone")
+    node.outputs[0].name = f"{node.name}_output"
+    graph.insert_before(merge, node)
+    return node.outputs[0]
+
+
+def _written_out(
+    merge: ir.Node,
+    graph: ir.Graph,
+    total: ir.Value,
+    scale: ir.Value | None,
+    shift: ir.Value | None,
+    epsilon: float,
+    opset: int,
+    *,
+    centred: bool,
+) -> ir.Value:
+    count = 0
+
+    def make(op_type: str, *inputs: ir.Value, **attributes: int | Sequence[int] | ir.TensorProtocol) -> ir.Value:
+        nonlocal count
+        node = ir.node(op_type, inputs, attributes=attributes, name=f"{_base(merge)}/alone/{op_type}_{count}")
+        node.outputs[0].name = f"{node.name}_output"
+        graph.insert_before(merge, node)
+        count += 1
+        return node.outputs[0]
+
+    def mean(value: ir.Value) -> ir.Value:
+        # From opset 18 on the axes are an operand.
+        if opset >= 18:
+            return make("ReduceMean", value, make("Constant", value=ir.tensor([-1], dtype=ir.DataType.INT64)))
+        return make("ReduceMean", value, axes=[-1])
+
+    # Squares of half-precision numbers overflow, so the statistics are taken in float32, as the fused operator does.
+    wide = total if total.dtype == ir.DataType.FLOAT else make("Cast", total, to=ir.DataType.FLOAT)
+    if centred:
+        wide = make("Sub", wide, mean(wide))
+    variance = mean(make("Mul", wide, wide))
+    safe = make("Add", variance, make("Constant", value=ir.tensor(epsilon, dtype=ir.DataType.FLOAT)))
+    normed = make("Div", wide, make("Sqrt", safe))
+    dtype = total.dtype or (scale.dtype if scale is not None else None)
+    if dtype is not None and dtype != ir.DataType.FLOAT:
+        normed = make("Cast", normed, to=dtype)
+    if scale is not None:
+        normed = make("Mul", normed, scale)
+    return make("Add", normed, shift) if shift is not None else normed
+
+
+def _base(merge: ir.Node) -> str:
+    return merge.name or merge.outputs[0].name or "residual"
