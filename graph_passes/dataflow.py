@@ -1,7 +1,8 @@
 """Who feeds whom, and what is alive. Nothing here changes a model.
 
-``Shape`` and ``Size`` read how large a tensor is and not what it holds, so data does not flow through them. Exported
-graphs take batch and sequence length from tensors inside attention, which must not count as using its result.
+``Shape`` and ``Size`` read how large a tensor is and not what it holds, and ``CastLike`` takes a type from its second
+operand, so data does not flow through them. Exported graphs take batch and sequence length from tensors inside
+attention, which must not count as using its result.
 """
 
 from __future__ import annotations
@@ -35,6 +36,16 @@ def read_values(node: ir.Node) -> Iterator[ir.Value]:
             yield value
     for graph in subgraphs(node):
         yield from graph.outputs
+
+
+def content_values(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads the content of: without tensors that are only measured or asked for their type."""
+    if node.op_type in SHAPE_READERS:
+        return
+    if node.op_type == "CastLike":
+        yield from (value for value in node.inputs[:1] if value is not None)
+        return
+    yield from read_values(node)
 
 
 def walk(start: ir.Value, step: Callable[[ir.Value], Iterable[ir.Value]]) -> Iterator[ir.Value]:
@@ -78,7 +89,7 @@ class Dataflow:
                     )
             # A node comes after everything inside it, which comes after everything that it captures.
             self.order[node] = len(self.order)
-            if node.op_type not in SHAPE_READERS and any(value in self._varying for value in read_values(node)):
+            if any(value in self._varying for value in content_values(node)):
                 self._varying.update(node.outputs)
 
     def varying(self, values: Iterable[ir.Value | None]) -> list[ir.Value]:
@@ -108,8 +119,8 @@ class Dataflow:
             if value in seen or producer is None:
                 continue
             seen.add(value)
-            if self.order[producer] > bound and producer.op_type not in SHAPE_READERS:
-                stack.extend(read_values(producer))
+            if self.order[producer] > bound:
+                stack.extend(content_values(producer))
         return False
 
     def between(self, values: Iterable[ir.Value], origin: ir.Value) -> Iterator[ir.Node]:
@@ -124,7 +135,7 @@ class Dataflow:
                 continue
             seen.add(value)
             yield producer
-            stack.extend(read_values(producer))
+            stack.extend(content_values(producer))
 
     def roots(self, values: Iterable[ir.Value]) -> set[ir.Value]:
         """The inputs of the graph, or of an inner graph, that the content of ``values`` depends on."""
@@ -137,7 +148,7 @@ class Dataflow:
                 continue
             seen.add(value)
             if producer is not None:
-                stack.extend(read_values(producer))
+                stack.extend(content_values(producer))
         return {value for value in seen if value.producer() is None}
 
 
@@ -184,8 +195,7 @@ def reach(
         if producer is None or producer in nodes or (stop is not None and stop(value)):
             continue
         nodes.add(producer)
-        if measured or producer.op_type not in SHAPE_READERS:
-            stack.extend(operand for operand in producer.inputs if operand is not None)
-            for graph in subgraphs(producer):
-                stack.extend(output for output in graph.outputs if output not in leaving)
+        operands = read_values(producer) if measured else content_values(producer)
+        # Of an inner graph only outputs are read in this way, and those that leave no longer are.
+        stack.extend(operand for operand in operands if operand not in leaving or operand in producer.inputs)
     return Reached(frozenset(nodes), frozenset(seen))

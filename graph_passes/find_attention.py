@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graph_passes.dataflow import Dataflow
 from graph_passes.find_sublayers import Branches, Entry, find_sublayers
 from graph_passes.inline_functions import calls_that_hide_attention
+from graph_passes.operators import ATTENTION_OPERATORS, operator_of
 from graph_passes.sites import AttentionSite, AttentionSites, Kind, NoMatch
 
 LAYERS_KEY = "gatenorm.layers"
@@ -101,7 +102,10 @@ def _flat(entries: Iterable[Entry]) -> Iterator[AttentionSite | NoMatch]:
 
 
 def _doubtful(entry: Entry) -> bool:
-    return isinstance(entry, NoMatch) and entry.kind is not None and not (entry.cache.past or entry.cache.present)
+    """Whether an unmatched softmax has no cache; a fused operator is attention without doubt."""
+    if not isinstance(entry, NoMatch) or entry.kind is None or entry.residual is not None:
+        return False
+    return operator_of(entry.node) not in ATTENTION_OPERATORS and not (entry.cache.past or entry.cache.present)
 
 
 def _without_number(entry: Entry) -> Entry:

@@ -35,14 +35,14 @@ def find_caches(
         parts = []
         for part in (drafts[index].past, drafts[index].present):
             shared = [value for value in part if met[graph, value] > 1]
-            tables = [value for value in shared if value.is_graph_input() and not _is_stored(value)]
+            tables = [value for value in shared if value.is_graph_input() and not is_stored(value)]
             parts.append(tuple(value for value in part if value not in tables and (graph, value) not in taken))
             taken.update((graph, value) for value in shared)
         caches[index] = CacheTensors(*parts)
     return [caches[index] for index in range(len(found))]
 
 
-def _is_stored(value: ir.Value) -> bool:
+def is_stored(value: ir.Value) -> bool:
     """Whether an input is carried on as a cache is: new keys are appended to it or scattered into it."""
     stores = {"Concat", "ScatterElements", "ScatterND", "TensorScatter"}
     return any(node.op_type in stores or operator_of(node) in ATTENTION_OPERATORS for node in value.consumers())

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import SHAPE_READERS, Dataflow, walk
+from graph_passes.dataflow import Dataflow, content_values, walk
+from graph_passes.find_cache import is_stored, key_value_path
 from graph_passes.operators import (
     BETWEEN_PARALLEL_SUMS,
     LINEAR_STEPS,
@@ -49,7 +50,9 @@ def find_residual(
         foreign = [value for value in flow.varying(node.inputs) if value is not branch]
         sums = operator_of(node) in SUMS
         if foreign and (sums or node.op_type in {"Concat", "Sub"}):
-            stream = next(filter(None, (_stream_in(value, cores, flow) for value in foreign)), None) if sums else None
+            stream = (
+                next(filter(None, (_stream_in(value, cores, flow, every) for value in foreign)), None) if sums else None
+            )
             if stream is not None:
                 return _merge(*(parallel or (node, branch)), stream, parallel=parallel is not None)
             partners = _partners(foreign, cores, flow, every)
@@ -85,7 +88,9 @@ def summands(value: ir.Value) -> Iterable[ir.Value]:
     return ()
 
 
-def _stream_in(value: ir.Value, cores: Sequence[AttentionCore], flow: Dataflow) -> ir.Value | None:
+def _stream_in(
+    value: ir.Value, cores: Sequence[AttentionCore], flow: Dataflow, every: Sequence[AttentionCore]
+) -> ir.Value | None:
     """The stream that the queries were computed from, where ``value`` is that stream or adds it up."""
     queries = [core.query for core in cores]
     sources = [operand for core in cores for operand in (core.key, core.value)]
@@ -101,21 +106,32 @@ def _stream_in(value: ir.Value, cores: Sequence[AttentionCore], flow: Dataflow) 
     for candidate in walk(value, step):
         producer = candidate.producer()
         quantised = producer is not None and producer.op_type in {"QuantizeLinear", "DynamicQuantizeLinear"}
-        # Queries added to the result before it is projected (as in MViTv2) are no stream: keys do not come from them,
-        # and no weight stands between them and the queries.
         if not quantised and flow.depends(queries, candidate):
-            if flow.depends(sources, candidate) or _projected(queries, candidate, flow):
+            if flow.depends(sources, candidate) or borrows(cores, every, flow):
                 return candidate
-            return None
+            # Queries added to the result before it is projected (as in MViTv2) are no stream: keys come from the same
+            # inputs but not from them. In cross-attention, a weight stands between the stream and the queries.
+            own = flow.roots([candidate]) <= flow.roots(sources)
+            return candidate if not own and _projected(queries, candidate, flow) else None
     return None
+
+
+def borrows(cores: Sequence[AttentionCore], every: Sequence[AttentionCore], flow: Dataflow) -> bool:
+    """Whether keys or values are those of an earlier sublayer."""
+    queries = [core.query for core in cores]
+    earlier = [core for core in every if core not in cores and flow.depends(queries, core.output)]
+    others = {value for core in earlier for value in key_value_path(core, None)}
+    return any(value in others for core in cores for value in key_value_path(core, None))
 
 
 def _projected(queries: Sequence[ir.Value], origin: ir.Value, flow: Dataflow) -> bool:
     """Whether a product with a weight, or an operator that makes one, lies between ``origin`` and the queries."""
-    return any(
-        len(node.inputs) > 1 and len(flow.varying(node.inputs[:2])) == 1 and operator_of(node) in PROJECTIONS
-        for node in flow.between(queries, origin)
-    )
+    for node in flow.between(queries, origin):
+        varying = flow.varying(node.inputs[:2])
+        # Beside the way lie other projections, such as those of further cores.
+        if operator_of(node) in PROJECTIONS and len(varying) == 1 and flow.depends(varying, origin):
+            return True
+    return False
 
 
 def _partners(
@@ -138,10 +154,13 @@ def _partners(
         if any(flow.depends(core.operands, output) for output in outputs):
             break
         beside.append(core)
-    inputs = flow.roots([*cores[0].operands[1:]])
-    return tuple(
-        core for core in beside if flow.depends(foreign, core.output) and flow.roots([*core.operands[1:]]) == inputs
-    )
+    inputs = _read_inputs(cores[0], flow)
+    return tuple(core for core in beside if flow.depends(foreign, core.output) and _read_inputs(core, flow) == inputs)
+
+
+def _read_inputs(core: AttentionCore, flow: Dataflow) -> set[ir.Value]:
+    """The inputs that keys and values are computed from; caches, of which each core may have its own, left out."""
+    return {value for value in flow.roots([core.key, core.value]) if not is_stored(value)}
 
 
 def _merge(node: ir.Node, branch: ir.Value, stream: ir.Value, *, parallel: bool) -> ResidualMerge | NoMatch:
@@ -186,7 +205,7 @@ def _downstream(starts: Sequence[ir.Value], flow: Dataflow) -> Iterator[tuple[ir
     def open_value(value: ir.Value) -> bool:
         if value.is_graph_output():
             return False
-        consumers = {node for node in value.consumers() if node.op_type not in SHAPE_READERS}
+        consumers = {node for node in value.consumers() if value in content_values(node)}
         if any(node.graph is not graph for node in consumers):
             return False
         if consumers:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graph_passes.dataflow import Dataflow, subgraphs, walk
 from graph_passes.find_cache import find_caches
 from graph_passes.find_cores import find_cores
-from graph_passes.find_residual import Joined, find_residual, summands
+from graph_passes.find_residual import Joined, borrows, find_residual, summands
 from graph_passes.operators import node_name
 from graph_passes.sites import AttentionCore, AttentionSite, Kind, NoMatch, ResidualMerge
 
@@ -44,10 +44,10 @@ def find_sublayers(graph: ir.Graph, flow: Dataflow) -> tuple[Entry, ...]:
     sublayers, declined = _group(cores, flow)
     caches = find_caches([*sublayers, *((group, None) for group, _ in declined)], flow)
     for (group, residual), cache in zip(sublayers, caches, strict=False):
-        kind = _kind(group[0], residual, flow)
+        kind = _kind(group[0], residual, cores, flow)
         entries[group[0].node] = AttentionSite(UNNUMBERED, kind, group, residual, cache)
     for (group, reason), cache in zip(declined, caches[len(sublayers) :], strict=True):
-        entries[group[0].node] = dataclasses.replace(reason, kind="self", cache=cache)
+        entries[group[0].node] = dataclasses.replace(reason, kind=reason.kind or "self", cache=cache)
     for node in graph:
         inner = tuple(find_sublayers(inner, flow) for inner in subgraphs(node))
         if any(inner):
@@ -83,20 +83,22 @@ def _group(
             declined.append((group, dataclasses.replace(outcome, node=group[0].node)))
         elif outcome.merge in found:
             shares = f"it shares its residual sum with other attention ({node_name(outcome.merge)})"
-            declined.append((group, NoMatch(group[0].node, shares)))
+            declined.append(
+                (group, NoMatch(group[0].node, shares, _kind(group[0], outcome, cores, flow), residual=outcome))
+            )
         else:
             found[outcome.merge] = group, outcome
     return list(found.values()), declined
 
 
-def _kind(core: AttentionCore, residual: ResidualMerge, flow: Dataflow) -> Kind:
+def _kind(core: AttentionCore, residual: ResidualMerge, cores: Sequence[AttentionCore], flow: Dataflow) -> Kind:
     """Self-attention reads its keys from its own stream, or borrows those of an earlier sublayer of the same stream.
 
     A stream is known by where it begins, the embedding; keys that do not depend on all that it is made of come from
     elsewhere.
     """
     sources = [core.key, core.value]
-    if core.key is core.query or flow.depends(sources, residual.stream):
+    if core.key is core.query or flow.depends(sources, residual.stream) or borrows([core], cores, flow):
         return "self"
     beginning = min(walk(residual.stream, lambda value: flow.varying(summands(value))), key=flow.place)
     return "self" if flow.roots([beginning]) <= flow.roots(sources) else "cross"

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 import onnx_ir as ir
 
 from graph_passes.bypass_attention import check_bypass, rewiring
-from graph_passes.dataflow import SHAPE_READERS, Dataflow, Reached, Rewired, reach, read_values
+from graph_passes.dataflow import Dataflow, Reached, Rewired, content_values, reach, read_values
+from graph_passes.find_cache import key_value_path
 from graph_passes.move_past_length import LengthMove, plan_move
 from graph_passes.operators import node_name
 from graph_passes.sites import AttentionSite, AttentionSites, Kind, SurgeryRefused
@@ -59,7 +60,7 @@ def plan_removal(
     before = reach(model.graph.outputs, measured=False)
     after = reach(outputs, rewired=rewired, leaving=leaving, measured=False)
     _check_gone(removed, after)
-    _check_kept(removed, kept, before, after)
+    _check_kept(removed, kept, before, after, flow)
     moves = _length_moves(model, removed, kept, outputs, leaving, rewired, before.nodes - after.nodes)
     moved = {move.gone for move in moves}
     alive = reach(outputs, rewired=rewired, leaving=leaving, stop=moved.__contains__)
@@ -130,7 +131,7 @@ def _check_gone(removed: Sequence[AttentionSite], after: Reached) -> None:
         for past in site.cache.past:
             if past in after.values:
                 reader = next(
-                    (user for user in past.consumers() if user in after.nodes and user.op_type not in SHAPE_READERS),
+                    (user for user in past.consumers() if user in after.nodes and past in content_values(user)),
                     None,
                 )
                 if reader is not None:
@@ -141,15 +142,30 @@ def _check_gone(removed: Sequence[AttentionSite], after: Reached) -> None:
 
 
 def _check_kept(
-    removed: Sequence[AttentionSite], kept: Sequence[AttentionSite], before: Reached, after: Reached
+    removed: Sequence[AttentionSite],
+    kept: Sequence[AttentionSite],
+    before: Reached,
+    after: Reached,
+    flow: Dataflow,
 ) -> None:
     """Refuse when other attention would go as well: then the sum that was found is not this sublayer's end."""
+    for lender in removed:
+        lent = _key_values(lender)
+        place = min(flow.order[core.node] for core in lender.cores)
+        for site in kept:
+            node = site.cores[0].node
+            if site.graph is lender.graph and flow.order[node] > place and not lent.isdisjoint(_key_values(site)):
+                raise SurgeryRefused(f"{lender}, {node_name(node)}: {site} attends over its keys and values")
     for site in kept:
         for core in site.cores:
             if core.node in before.nodes and core.node not in after.nodes:
                 raise SurgeryRefused(
                     f"{removed[0]}: without it nothing needs {site}, {node_name(core.node)}, which was to stay"
                 )
+
+
+def _key_values(site: AttentionSite) -> set[ir.Value]:
+    return {value for core in site.cores for value in key_value_path(core, site.residual)}
 
 
 def _user(node: ir.Node, after: Reached) -> str:
@@ -185,7 +201,14 @@ def _length_moves(
             continue
         readers = [user for user in value.consumers() if user in alive.nodes and user not in doomed]
         if readers:
+            # In a graph of one floating type the stream has the type that a CastLike asks for.
+            typed = [user for user in readers if user.op_type == "CastLike"]
             site = owners.get(value) or _site_of(value, removed)
+            if typed:
+                moves.append(LengthMove(value, tuple(typed), site.residual.kept[0], ()))
+            readers = [user for user in readers if user not in typed]
+            if not readers:
+                continue
             moves.append(plan_move(value, readers, site, removed, kept, inputs, lambda other: not goes(other)))
     return tuple(sorted(moves, key=lambda move: move.gone.name or ""))
 

@@ -120,7 +120,7 @@ class NoMatch:
 
     ``layer`` is its number where it is attention beyond doubt (two products around a softmax, a known operator) whose
     residual was not found: it is counted, so that the layers after it have their right numbers, and its cache takes
-    part in renumbering.
+    part in renumbering. ``residual`` is the sum that it ends in, where that is another sublayer's.
     """
 
     node: ir.Node
@@ -128,6 +128,7 @@ class NoMatch:
     kind: Kind | None = None
     layer: int | None = None
     cache: CacheTensors = CacheTensors((), ())
+    residual: ResidualMerge | None = None
 
     def __str__(self) -> str:
         return f"{node_name(self.node)}: {self.reason}"
