@@ -60,11 +60,22 @@ def walk(start: ir.Value, step: Callable[[ir.Value], Iterable[ir.Value]]) -> Ite
                 queue.append(following)
 
 
+def _needed(node: ir.Node, graph: ir.Graph) -> Iterator[ir.Node]:
+    """The nodes of ``graph`` whose results a node, or a graph inside it, reads."""
+    for value in node.inputs:
+        producer = value.producer() if value is not None else None
+        if producer is not None and producer.graph is graph:
+            yield producer
+    for inner in subgraphs(node):
+        for captured in inner:
+            yield from _needed(captured, graph)
+
+
 class Dataflow:
     """A model's nodes in topological order, and the values whose content depends on what a client feeds.
 
     Raises:
-        ValueError: the nodes of a graph are not in topological order, as ONNX demands.
+        ValueError: the graph has a cycle.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -77,20 +88,31 @@ class Dataflow:
     def _number(self, graph: ir.Graph) -> None:
         self._varying.update(value for value in graph.inputs if not value.is_initializer())
         for node in graph:
-            for inner in subgraphs(node):
-                self.holder[inner] = node
-                self._number(inner)
-            for value in node.inputs:
-                producer = value.producer() if value is not None else None
-                if producer is not None and producer not in self.order:
-                    raise ValueError(
-                        f"node {node.name or '<unnamed>'} ({node.op_type}) stands before the node that computes its "
-                        f"input {value.name if value is not None else ''}; sort the graph topologically first"
-                    )
-            # A node comes after everything inside it, which comes after everything that it captures.
-            self.order[node] = len(self.order)
-            if any(value in self._varying for value in content_values(node)):
-                self._varying.update(node.outputs)
+            # ONNX demands topological order, but common tools (such as ONNX Runtime's float16 converter) break it.
+            stack = [node]
+            waiting: set[ir.Node] = set()
+            while stack:
+                top = stack[-1]
+                missing = [needed for needed in _needed(top, graph) if needed not in self.order]
+                if top in self.order or not missing:
+                    stack.pop()
+                    self._finish(top)
+                elif top in waiting:
+                    raise ValueError(f"node {top.name or '<unnamed>'} ({top.op_type}) depends on its own result")
+                else:
+                    waiting.add(top)
+                    stack += missing
+
+    def _finish(self, node: ir.Node) -> None:
+        if node in self.order:
+            return
+        for inner in subgraphs(node):
+            self.holder[inner] = node
+            self._number(inner)
+        # A node comes after everything inside it, which comes after everything that it captures.
+        self.order[node] = len(self.order)
+        if any(value in self._varying for value in content_values(node)):
+            self._varying.update(node.outputs)
 
     def varying(self, values: Iterable[ir.Value | None]) -> list[ir.Value]:
         """Those of the values that vary, each once."""

@@ -36,7 +36,7 @@ def find_sublayers(graph: ir.Graph, flow: Dataflow) -> tuple[Entry, ...]:
     """
     entries: dict[ir.Node, Entry] = {}
     cores: list[AttentionCore] = []
-    for found in find_cores(graph, flow):
+    for found in sorted(find_cores(graph, flow), key=lambda found: flow.order[found.node]):
         if isinstance(found, AttentionCore):
             cores.append(found)
         else:
