@@ -16,7 +16,7 @@ KVNames = Literal["dense", "keep"]
 _KINDS: tuple[Kind, ...] = ("self", "cross")
 
 
-def dense_names(removed: Sequence[AttentionSite], kept: Sequence[AttentionSite | NoMatch]) -> dict[ir.Value, str]:
+def dense_names(removed: Sequence[AttentionSite], kept: Sequence[AttentionSite | NoMatch]) -> dict[str, str]:
     """New names for the kept cache tensors whose number changes, so that numbers run on from the first without a gap.
 
     The number in a name is the integer that grows from layer to layer; which one that is, is read off the names of all
@@ -27,24 +27,29 @@ def dense_names(removed: Sequence[AttentionSite], kept: Sequence[AttentionSite |
     Raises:
         SurgeryRefused: the names carry no such number, or the layers have different numbers of cache tensors.
     """
-    renames: dict[ir.Value, str] = {}
+    renames: dict[str, str] = {}
     for kind in _KINDS:
-        # The branches of an If share their inputs; each layer is named once.
-        layers = {site.layer: site.cache for site in (*removed, *kept) if site.kind == kind and site.layer is not None}
+        sublayers = [site for site in (*removed, *kept) if site.kind == kind and site.layer is not None]
         staying = {site.layer for site in kept if site.kind == kind}
-        cached = [(layer in staying, cache) for layer, cache in sorted(layers.items()) if cache.past or cache.present]
         for field in ("past", "present"):
-            renames |= _renumber([(stays, getattr(cache, field)) for stays, cache in cached], field)
+            # The branches of an If share their inputs and outputs, and not each of them has them all.
+            names: dict[int, dict[str, None]] = {}
+            for site in sorted(sublayers, key=lambda site: site.layer or 0):
+                assert site.layer is not None
+                tensors: tuple[ir.Value, ...] = getattr(site.cache, field)
+                names.setdefault(site.layer, {}).update((value.name or "", None) for value in tensors)
+            cached = [(layer in staying, tuple(of_layer)) for layer, of_layer in names.items() if of_layer]
+            renames |= _renumber(cached, field)
     return renames
 
 
-def _renumber(layers: Sequence[tuple[bool, tuple[ir.Value, ...]]], field: str) -> dict[ir.Value, str]:
-    slots = max((len(values) for _, values in layers), default=0)
+def _renumber(layers: Sequence[tuple[bool, tuple[str, ...]]], field: str) -> dict[str, str]:
+    slots = max((len(names) for _, names in layers), default=0)
     if not slots:
         return {}
-    if any(len(values) != slots for _, values in layers):
+    if any(len(names) != slots for _, names in layers):
         raise SurgeryRefused(f"the layers have different numbers of {field} tensors; use keep instead of dense")
-    columns = [[values[slot].name or "" for _, values in layers] for slot in range(slots)]
+    columns = [[names[slot] for _, names in layers] for slot in range(slots)]
     positions = [_growing_number(column) for column in columns]
     numbers = [
         [_numbers(name)[position] for name in column] for column, position in zip(columns, positions, strict=True)
@@ -52,14 +57,13 @@ def _renumber(layers: Sequence[tuple[bool, tuple[ir.Value, ...]]], field: str) -
     # Keys and values numbered on: 0, 1 for the first layer, 2, 3 for the next.
     interleaved = slots > 1 and all(row == tuple(range(row[0], row[0] + slots)) for row in zip(*numbers, strict=True))
     stride = slots if interleaved else 1
-    renames: dict[ir.Value, str] = {}
+    renames: dict[str, str] = {}
     for slot in range(slots):
         first = slot if interleaved else 0
-        for index, values in enumerate(values for stays, values in layers if stays):
-            name = values[slot].name or ""
-            new = _with_number(name, positions[slot], first + stride * index)
-            if new != name:
-                renames[values[slot]] = new
+        for index, names in enumerate(names for stays, names in layers if stays):
+            new = _with_number(names[slot], positions[slot], first + stride * index)
+            if new != names[slot]:
+                renames[names[slot]] = new
     return renames
 
 

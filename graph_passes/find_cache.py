@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -38,8 +39,18 @@ def find_caches(
             tables = [value for value in shared if value.is_graph_input() and not is_stored(value)]
             parts.append(tuple(value for value in part if value not in tables and (graph, value) not in taken))
             taken.update((graph, value) for value in shared)
-        caches[index] = CacheTensors(*parts)
+        caches[index] = _as_clients_see_it(CacheTensors(*parts), found[index][0][0].node, flow)
     return [caches[index] for index in range(len(found))]
+
+
+def _as_clients_see_it(cache: CacheTensors, node: ir.Node, flow: Dataflow) -> CacheTensors:
+    """The cache with the outputs of the If in place of those of its branch, paired by position."""
+    graph = node.graph
+    holder = flow.holder.get(graph) if isinstance(graph, ir.Graph) else None
+    if holder is None or not isinstance(graph, ir.Graph) or len(holder.outputs) != len(graph.outputs):
+        return cache
+    places = [list(graph.outputs).index(value) for value in cache.present]
+    return CacheTensors(cache.past, tuple(holder.outputs[place] for place in places), cache.present)
 
 
 def is_stored(value: ir.Value) -> bool:
@@ -69,6 +80,7 @@ def _cache_of(cores: Sequence[AttentionCore], residual: ResidualMerge | None, fl
     past: dict[ir.Value, None] = {}
     present: dict[ir.Value, None] = {}
     for core in cores:
+        relaid = functools.partial(_relaid_results, graph=core.node.graph)
         packed = core.query is core.key and not core.past and not core.present
         path = [] if packed else [*key_value_path(core, residual)]
         if core.present:
@@ -78,12 +90,17 @@ def _cache_of(cores: Sequence[AttentionCore], residual: ResidualMerge | None, fl
                 past[value] = None
             # Only what a client feeds or the stream decides is a cache; a constant may well be an output as well.
             if flow.varies(value):
-                present.update(dict.fromkeys(filter(ir.Value.is_graph_output, walk(value, _relaid_results))))
+                present.update(dict.fromkeys(filter(ir.Value.is_graph_output, walk(value, relaid))))
     # Of the fused operators' own order key, value; a walk that starts at the keys finds them first as well.
     return CacheTensors(tuple(past), tuple(present))
 
 
-def _relaid_results(value: ir.Value) -> Iterable[ir.Value]:
+def _relaid_results(value: ir.Value, graph: ir.Graph | ir.Function | None) -> Iterable[ir.Value]:
+    """One step on in the same graph: another branch of an If may read the same input."""
     for node in value.consumers():
-        if node.op_type in PRESENT_STEPS and (node.op_type == "Concat" or node.inputs[0] is value):
+        if (
+            node.graph is graph
+            and node.op_type in PRESENT_STEPS
+            and (node.op_type == "Concat" or node.inputs[0] is value)
+        ):
             yield from node.outputs

@@ -100,22 +100,17 @@ def _leaving_outputs(model: ir.Model, removed: Sequence[AttentionSite], flow: Da
     Raises:
         SurgeryRefused: the branches disagree about an output, or something reads it.
     """
-    leaving = {value: None for site in removed for value in site.cache.present}
+    leaving = {value: None for site in removed for value in (*site.cache.present, *site.cache.inner)}
     for site in removed:
         holder = flow.holder.get(site.graph)
         if holder is None:
             continue
-        branches = [
-            attribute.as_graph() for attribute in holder.attributes.values() if attribute.type == ir.AttributeType.GRAPH
-        ]
-        for value in site.cache.present:
-            index = list(site.graph.outputs).index(value)
-            result = holder.outputs[index]
-            if result.uses() or not result.is_graph_output() or holder.graph is not model.graph:
+        branches = [attr.as_graph() for attr in holder.attributes.values() if attr.type == ir.AttributeType.GRAPH]
+        for result in site.cache.present:
+            index = result.index()
+            if result.uses() or not result.is_graph_output() or holder.graph is not model.graph or index is None:
                 raise SurgeryRefused(f"{site}, {node_name(holder)}: its output {result.name} is read in the graph")
-            for branch in branches:
-                leaving[branch.outputs[index]] = None
-            leaving[result] = None
+            leaving |= {branch.outputs[index]: None for branch in branches}
     return leaving
 
 

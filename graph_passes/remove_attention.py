@@ -43,15 +43,14 @@ def apply_removal(model: ir.Model, found: AttentionSites, removal: Removal, *, k
         SurgeryRefused: the cache tensors cannot be renamed; the model is unchanged.
     """
     staying = found.staying(removal.kept)
-    if kv_names == "dense":
-        dense_names(removal.removed, staying)
+    renames = dense_names(removal.removed, staying) if kv_names == "dense" else {}
     if not removal.removed:
         return removal
     passes = (
         BypassAttention(removal.removed, removal.dead),
         MovePastLength(removal.moves),
         Sweep(removal.leaving, removal.dead),
-        DropCacheIO(removal.removed, staying, kv_names),
+        DropCacheIO(removal.removed, staying, renames),
     )
     try:
         ir.passes.Sequential(*passes)(model)

@@ -49,10 +49,14 @@ class AttentionCore:
 
 @dataclasses.dataclass(frozen=True)
 class CacheTensors:
-    """The graph inputs and outputs through which one sublayer keeps its keys and values, key before value."""
+    """The graph inputs and outputs through which one sublayer keeps its keys and values, key before value.
+
+    For a sublayer in a branch of an If, ``present`` are the If's outputs and ``inner`` those of the branch.
+    """
 
     past: tuple[ir.Value, ...]
     present: tuple[ir.Value, ...]
+    inner: tuple[ir.Value, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,5 @@ def _without_outputs(node: ir.Node, leaving: set[ir.Value]) -> None:
     for old, new in zip(kept, fewer.outputs, strict=True):
         name, new.type, new.shape = old.name, old.type, old.shape
         old.replace_all_uses_with(new, replace_graph_outputs=True)
-        old.name = None
         new.name = name
     graph.remove(node, safe=True)
