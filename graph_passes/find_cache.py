@@ -76,6 +76,12 @@ def key_value_path(core: AttentionCore, residual: ResidualMerge | None) -> Itera
         yield from (value for value in walk(operand, step) if value is not stream)
 
 
+def own_key_values(core: AttentionCore, residual: ResidualMerge | None, flow: Dataflow) -> set[ir.Value]:
+    """Values on that way that are keys and values alone: rotary tables, which the queries need too, left out."""
+    path = dict.fromkeys(key_value_path(core, residual))
+    return {value for value in path if flow.varies(value) and not flow.depends([core.query], value)}
+
+
 def _cache_of(cores: Sequence[AttentionCore], residual: ResidualMerge | None, flow: Dataflow) -> CacheTensors:
     past: dict[ir.Value, None] = {}
     present: dict[ir.Value, None] = {}

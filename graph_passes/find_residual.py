@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx_ir as ir
 
 from graph_passes.dataflow import Dataflow, content_values, walk
-from graph_passes.find_cache import is_stored, key_value_path
+from graph_passes.find_cache import is_stored, key_value_path, own_key_values
 from graph_passes.operators import (
     BETWEEN_PARALLEL_SUMS,
     LINEAR_STEPS,
@@ -120,8 +120,8 @@ def borrows(cores: Sequence[AttentionCore], every: Sequence[AttentionCore], flow
     """Whether keys or values are those of an earlier sublayer."""
     queries = [core.query for core in cores]
     earlier = [core for core in every if core not in cores and flow.depends(queries, core.output)]
-    others = {value for core in earlier for value in key_value_path(core, None)}
-    return any(value in others for core in cores for value in key_value_path(core, None))
+    lent = {value for core in earlier for value in own_key_values(core, None, flow)}
+    return any(value in lent for core in cores for value in key_value_path(core, None))
 
 
 def _projected(queries: Sequence[ir.Value], origin: ir.Value, flow: Dataflow) -> bool:

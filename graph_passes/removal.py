@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graph_passes.bypass_attention import check_bypass, rewiring
 from graph_passes.dataflow import Dataflow, Reached, Rewired, content_values, reach, read_values
-from graph_passes.find_cache import key_value_path
+from graph_passes.find_cache import key_value_path, own_key_values
 from graph_passes.move_past_length import LengthMove, plan_move
 from graph_passes.operators import node_name
 from graph_passes.sites import AttentionSite, AttentionSites, Kind, SurgeryRefused
@@ -145,11 +145,12 @@ def _check_kept(
 ) -> None:
     """Refuse when other attention would go as well: then the sum that was found is not this sublayer's end."""
     for lender in removed:
-        lent = _key_values(lender)
+        lent = {value for core in lender.cores for value in own_key_values(core, lender.residual, flow)}
         place = min(flow.order[core.node] for core in lender.cores)
         for site in kept:
             node = site.cores[0].node
-            if site.graph is lender.graph and flow.order[node] > place and not lent.isdisjoint(_key_values(site)):
+            path = (value for core in site.cores for value in key_value_path(core, site.residual))
+            if site.graph is lender.graph and flow.order[node] > place and any(value in lent for value in path):
                 raise SurgeryRefused(f"{lender}, {node_name(node)}: {site} attends over its keys and values")
     for site in kept:
         for core in site.cores:
@@ -157,10 +158,6 @@ def _check_kept(
                 raise SurgeryRefused(
                     f"{removed[0]}: without it nothing needs {site}, {node_name(core.node)}, which was to stay"
                 )
-
-
-def _key_values(site: AttentionSite) -> set[ir.Value]:
-    return {value for core in site.cores for value in key_value_path(core, site.residual)}
 
 
 def _user(node: ir.Node, after: Reached) -> str:
