@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx_ir as ir
 
 from graph_passes.dataflow import Dataflow, walk
-from graph_passes.operators import ATTENTION_OPERATORS, LAYOUT_STEPS, PRESENT_STEPS, operator_of
+from graph_passes.operators import ATTENTION_OPERATORS, LAYOUT_STEPS, PRESENT_STEPS, PROJECTIONS, operator_of
 from graph_passes.sites import AttentionCore, CacheTensors, ResidualMerge
 
 
@@ -56,30 +56,57 @@ def _as_clients_see_it(cache: CacheTensors, node: ir.Node, flow: Dataflow) -> Ca
 def is_stored(value: ir.Value) -> bool:
     """Whether an input is carried on as a cache is: new keys are appended to it or scattered into it."""
     stores = {"Concat", "ScatterElements", "ScatterND", "TensorScatter"}
+    if not value.is_graph_input() or value.is_initializer():
+        return False
     return any(node.op_type in stores or operator_of(node) in ATTENTION_OPERATORS for node in value.consumers())
 
 
-def key_value_path(core: AttentionCore, residual: ResidualMerge | None) -> Iterator[ir.Value]:
-    """Values that a core's keys, then its values, are laid out from, nearest first; the stream ends the way."""
+def key_value_path(
+    core: AttentionCore, residual: ResidualMerge | None, *, relaid_only: bool = False
+) -> Iterator[ir.Value]:
+    """Values that a core's keys, then its values, are laid out from, nearest first; the stream ends the way.
+
+    With ``relaid_only`` arithmetic, such as that of rotary embeddings, ends it as well.
+    """
     stream = residual.stream if residual is not None else None
     operands = (core.key, core.value) if not core.past else (*core.past, core.key, core.value)
 
     def step(value: ir.Value) -> Iterable[ir.Value]:
-        if value is stream:
-            return ()
         producer = value.producer()
-        if producer is None or producer.op_type not in LAYOUT_STEPS:
-            return ()
-        return [operand for operand in producer.inputs[LAYOUT_STEPS[producer.op_type]] if operand is not None]
+        computed = producer is not None and producer.op_type in {"Add", "Sub", "Mul", "Div", "Neg"}
+        return () if value is stream or (relaid_only and computed) else _laid_out_from(value)
 
     for operand in dict.fromkeys(operands):
         yield from (value for value in walk(operand, step) if value is not stream)
 
 
 def own_key_values(core: AttentionCore, residual: ResidualMerge | None, flow: Dataflow) -> set[ir.Value]:
-    """Values on that way that are keys and values alone: rotary tables, which the queries need too, left out."""
-    path = dict.fromkeys(key_value_path(core, residual))
-    return {value for value in path if flow.varies(value) and not flow.depends([core.query], value)}
+    """Values on that way that hold keys and values: projected from the stream, or stored.
+
+    Rotary tables, which all layers share, do not: queries need them too, and they do not come from the stream.
+    """
+    own = set()
+    for value in dict.fromkeys(key_value_path(core, residual, relaid_only=True)):
+        origins = list(walk(value, _laid_out_from))
+        stored = any(map(is_stored, origins))
+        projected = any(map(_is_projected, origins)) and not flow.depends([core.query], value)
+        if projected and residual is not None:
+            projected = flow.depends([value], residual.stream)
+        if stored or projected:
+            own.add(value)
+    return own
+
+
+def _laid_out_from(value: ir.Value) -> Iterable[ir.Value]:
+    producer = value.producer()
+    if producer is None or producer.op_type not in LAYOUT_STEPS:
+        return ()
+    return [operand for operand in producer.inputs[LAYOUT_STEPS[producer.op_type]] if operand is not None]
+
+
+def _is_projected(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and operator_of(producer) in PROJECTIONS
 
 
 def _cache_of(cores: Sequence[AttentionCore], residual: ResidualMerge | None, flow: Dataflow) -> CacheTensors:

@@ -42,8 +42,10 @@ def find_residual(
 ) -> ResidualMerge | NoMatch | Joined:
     """Find the addition that ends the sublayer of ``cores``; ``every`` are all cores of the graph in its order."""
     parallel: tuple[ir.Node, ir.Value] | None = None
-    for node, branch in _downstream([core.output for core in cores], flow):
+    for node, branch, passing in _downstream([core.output for core in cores], flow):
         if branch is None:
+            if operator_of(node) in SUMS and _skips(passing, flow):
+                break
             if node.op_type not in BETWEEN_PARALLEL_SUMS:
                 parallel = None
             continue
@@ -121,7 +123,7 @@ def borrows(cores: Sequence[AttentionCore], every: Sequence[AttentionCore], flow
     queries = [core.query for core in cores]
     earlier = [core for core in every if core not in cores and flow.depends(queries, core.output)]
     lent = {value for core in earlier for value in own_key_values(core, None, flow)}
-    return any(value in lent for core in cores for value in key_value_path(core, None))
+    return any(value in lent for core in cores for value in key_value_path(core, None, relaid_only=True))
 
 
 def _projected(queries: Sequence[ir.Value], origin: ir.Value, flow: Dataflow) -> bool:
@@ -180,6 +182,9 @@ def _merge(node: ir.Node, branch: ir.Value, stream: ir.Value, *, parallel: bool)
 def _is_bare_projection(value: ir.Value) -> bool:
     """Whether a value is, but for relayout, a product with a weight to which no bias was added."""
     producer = value.producer()
+    if producer is not None and operator_of(producer) == ("", "Add"):
+        # Heads may each have a projection of their own.
+        return all(operand is not None and _is_bare_projection(operand) for operand in producer.inputs)
     while producer is not None and producer.op_type in LINEAR_STEPS and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()
     if producer is None:
@@ -191,8 +196,20 @@ def _is_bare_projection(value: ir.Value) -> bool:
     return operator in PRODUCTS
 
 
-def _downstream(starts: Sequence[ir.Value], flow: Dataflow) -> Iterator[tuple[ir.Node, ir.Value | None]]:
-    """Nodes that compute from ``starts``, in order; a choke point with the one value that everything passes through.
+def _skips(passing: Sequence[ir.Value], flow: Dataflow) -> bool:
+    """Whether one summand is carried on unchanged beside another computed from it: the skip of a later sublayer."""
+    return any(
+        one is not other and flow.depends([other], origin)
+        for one in passing
+        for other in passing
+        for origin in walk(one, lambda value: flow.varying(summands(value)))
+    )
+
+
+def _downstream(
+    starts: Sequence[ir.Value], flow: Dataflow
+) -> Iterator[tuple[ir.Node, ir.Value | None, Sequence[ir.Value]]]:
+    """Nodes that compute from ``starts``, in order, with their operands that do, and of a choke point the one operand.
 
     Ends when a value leaves the graph, since what follows no longer sees everything, or enters a subgraph.
     """
@@ -224,6 +241,6 @@ def _downstream(starts: Sequence[ir.Value], flow: Dataflow) -> Iterator[tuple[ir
             waiting[value].discard(node)
             if not waiting[value]:
                 del waiting[value]
-        yield node, passing[0] if not waiting and len(passing) == 1 else None
+        yield node, passing[0] if not waiting and len(passing) == 1 else None, passing
         if not all(open_value(output) for output in node.outputs):
             return

@@ -81,6 +81,9 @@ def _group(
             pending.insert(0, tuple(core for core in cores if core in joined))
         elif isinstance(outcome, NoMatch):
             declined.append((group, dataclasses.replace(outcome, node=group[0].node)))
+        elif outcome.merge in found and _yields(found[outcome.merge], group[0], outcome, cores, flow):
+            pending.insert(0, found.pop(outcome.merge)[0])
+            found[outcome.merge] = group, outcome
         elif outcome.merge in found:
             shares = f"it shares its residual sum with other attention ({node_name(outcome.merge)})"
             declined.append(
@@ -89,6 +92,17 @@ def _group(
         else:
             found[outcome.merge] = group, outcome
     return list(found.values()), declined
+
+
+def _yields(
+    held: tuple[tuple[AttentionCore, ...], ResidualMerge],
+    core: AttentionCore,
+    residual: ResidualMerge,
+    cores: Sequence[AttentionCore],
+    flow: Dataflow,
+) -> bool:
+    """Whether cross-attention that holds a sum gives it up to self-attention, which layers are counted by."""
+    return _kind(held[0][0], held[1], cores, flow) == "cross" and _kind(core, residual, cores, flow) == "self"
 
 
 def _kind(core: AttentionCore, residual: ResidualMerge, cores: Sequence[AttentionCore], flow: Dataflow) -> Kind:

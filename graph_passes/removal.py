@@ -12,6 +12,7 @@ from graph_passes.dataflow import Dataflow, Reached, Rewired, content_values, re
 from graph_passes.find_cache import key_value_path, own_key_values
 from graph_passes.move_past_length import LengthMove, plan_move
 from graph_passes.operators import node_name
+from graph_passes.same_shape import same_shape
 from graph_passes.sites import AttentionSite, AttentionSites, Kind, SurgeryRefused
 
 
@@ -149,7 +150,7 @@ def _check_kept(
         place = min(flow.order[core.node] for core in lender.cores)
         for site in kept:
             node = site.cores[0].node
-            path = (value for core in site.cores for value in key_value_path(core, site.residual))
+            path = (value for core in site.cores for value in key_value_path(core, site.residual, relaid_only=True))
             if site.graph is lender.graph and flow.order[node] > place and any(value in lent for value in path):
                 raise SurgeryRefused(f"{lender}, {node_name(node)}: {site} attends over its keys and values")
     for site in kept:
@@ -185,7 +186,11 @@ def _length_moves(
     def goes(value: ir.Value) -> bool:
         return value in owners or value.producer() in doomed
 
+    def stays(value: ir.Value) -> bool:
+        return not goes(value)
+
     alive = reach(outputs, rewired=rewired, leaving=leaving, stop=goes)
+    cores = {node for site in removed for core in site.cores for node in core.nodes}
     inputs = [value for value in model.graph.inputs if value not in owners and not value.is_initializer()]
     moves = []
     for value in alive.values:
@@ -201,7 +206,11 @@ def _length_moves(
             readers = [user for user in readers if user not in typed]
             if not readers:
                 continue
-            moves.append(plan_move(value, readers, site, removed, kept, inputs, lambda other: not goes(other)))
+            cone = reach([value])
+            if cone.nodes.isdisjoint(cores) and cone.values.isdisjoint(owners) and same_shape(value, stays) is None:
+                # Measured in front of attention, as on a projection: it stays for its shape alone.
+                continue
+            moves.append(plan_move(value, readers, site, removed, kept, inputs, stays))
     return tuple(sorted(moves, key=lambda move: move.gone.name or ""))
 
 
