@@ -77,6 +77,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         OutputError: the folder is not writable, the disk is full, or a file is in the way of the folder.
     """
     staging: Path | None = None
+    ours = not folder.exists()
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: a file is in the way of the output folder; choose another output")
@@ -90,6 +91,10 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+        if ours:
+            # A folder that we made for nothing goes again; one with files in it cannot be removed like this.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

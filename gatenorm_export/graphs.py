@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.errors import InputError, OutputError, needs
 from gatenorm_export.records import ExportedGraph, FileDigest, PrunedGraph
+from gatenorm_export.records.graph import GraphFile
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -63,8 +66,12 @@ def claim_place(graph: Path) -> None:
         raise OutputError(f"{path}: is in the way, and not the manifest of a graph; choose another output folder")
 
 
-def graph_manifest(graph: Path) -> ExportedGraph | PrunedGraph | None:
+def graph_manifest(graph: Path, *, digest_data: bool = True) -> ExportedGraph | PrunedGraph | None:
     """The manifest written beside a graph by export or prune; None for a graph from elsewhere.
+
+    The graph's own bytes are always held against their digest. Its data files, its own and those it shares, are held
+    against their sizes and, with ``digest_data``, against the digests that the manifest has: that reads them whole,
+    so pruning does without, and comparing and building do not.
 
     Raises:
         InputError: the manifest is damaged, or one of the graph's files is not the one it describes.
@@ -81,12 +88,21 @@ def graph_manifest(graph: Path) -> ExportedGraph | PrunedGraph | None:
     record: ExportedGraph | PrunedGraph = (ExportedGraph if kind == "exported" else PrunedGraph).load(path)
     for file in record.files:
         # Tokenizer and config may be edited freely; the graph and its tensors may not.
-        if not file.name.startswith(graph.name):
-            continue
-        found = graph.parent / Path(file.name).name
-        if not found.is_file() or FileDigest.of(found, folder=graph.parent).sha256 != file.sha256:
-            raise InputError(f"{found}: its sha256 is not the one in {path.name}; export or prune it again")
+        if file.name.startswith(graph.name):
+            _check_file(graph.parent / Path(file.name).name, file, path, digest=digest_data or file.name == graph.name)
+    for shared in record.shared if isinstance(record, PrunedGraph) else ():
+        _check_file(graph.parent / shared.name, shared, path, digest=digest_data)
     return record
+
+
+def _check_file(path: Path, expected: FileDigest | GraphFile, manifest: Path, *, digest: bool) -> None:
+    advice = "export or prune it again"
+    if not path.is_file():
+        raise InputError(f"{path}: is not there, but {manifest.name} counts on it; copy it back, or {advice}")
+    if path.stat().st_size != expected.bytes:
+        raise InputError(f"{path}: its size is not the one in {manifest.name}; {advice}")
+    if digest and expected.sha256 is not None and sha256_of(path) != expected.sha256:
+        raise InputError(f"{path}: its sha256 is not the one in {manifest.name}; {advice}")
 
 
 def load_graph(graph: Path) -> ir.Model:
@@ -103,21 +119,91 @@ def load_graph(graph: Path) -> ir.Model:
     except Exception as error:
         # Damaged protobuf surfaces as many types; what the user can act on is the same.
         raise InputError(f"{graph}: not a readable ONNX file ({type(error).__name__}); export it again") from error
-    for name, value in model.graph.initializers.items():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            _check_external(graph, name, value.const_value)
+    folder = graph.parent.resolve()
+    files: dict[str, Path] = {}
+    for tensor, replace in external_tensors(model):
+        location = str(tensor.location)
+        if location not in files:
+            files[location] = _data_file(graph, location, tensor.name)
+        data = files[location]
+        _check_length(data, tensor)
+        if data != folder / location:
+            # A hub's cache links each file to a store of blobs. ONNX Runtime takes that; onnx_ir wants real files.
+            base = folder if data.is_relative_to(folder) else data.parent
+            replace(moved(tensor, base, data.relative_to(base).as_posix(), tensor.offset or 0))
     return model
 
 
-def _check_external(graph: Path, name: str, tensor: ir.ExternalTensor) -> None:
-    folder = graph.parent.resolve()
-    data = (folder / tensor.location).resolve()
-    if not data.is_relative_to(folder):
-        raise InputError(f"{graph}: tensor {name} lies at {tensor.location}, outside the graph's folder; refused")
+def external_tensors(model: ir.Model) -> Iterator[tuple[ir.ExternalTensor, Callable[[ir.TensorProtocol], None]]]:
+    """Every tensor that lies outside the graph's file, each with a function that puts another in its place.
+
+    Initializers of subgraphs and tensors in attributes count too.
+    """
+    import onnx_ir as ir
+
+    for graph in model.graphs():
+        for value in tuple(graph.initializers.values()):
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value, _setter(value)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for name, attribute in tuple(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                yield attribute.value, _attribute_setter(node, name)
+
+
+def _setter(value: ir.Value) -> Callable[[ir.TensorProtocol], None]:
+    def replace(tensor: ir.TensorProtocol) -> None:
+        value.const_value = tensor
+
+    return replace
+
+
+def _attribute_setter(node: ir.Node, name: str) -> Callable[[ir.TensorProtocol], None]:
+    import onnx_ir as ir
+
+    def replace(tensor: ir.TensorProtocol) -> None:
+        node.attributes[name] = ir.AttrTensor(name, tensor)
+
+    return replace
+
+
+def moved(tensor: ir.TensorProtocol, folder: Path, location: str, offset: int) -> ir.ExternalTensor:
+    """The same tensor at another place: in the file ``location`` below ``folder``, from ``offset`` on."""
+    import onnx_ir as ir
+
+    return ir.ExternalTensor(
+        location,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+        base_dir=folder,
+    )
+
+
+def _data_file(graph: Path, location: str, tensor: str) -> Path:
+    """The real file behind a location, checked: in the graph's folder, there, and nobody else's.
+
+    The folder is that of the graph's name or, where the graph is a symbolic link, that of the file behind it. This is
+    what ONNX Runtime allows.
+    """
+    data = (graph.parent / location).resolve()
+    if not any(data.is_relative_to(folder) for folder in (graph.parent.resolve(), graph.resolve().parent)):
+        raise InputError(f"{graph}: tensor {tensor} lies at {location}, outside the graph's folder; refused")
     if not data.is_file():
-        raise InputError(f"{graph}: tensor {name} lies in {tensor.location}, which is not there; copy it beside it")
-    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-    if data.stat().st_size < end:
+        raise InputError(f"{graph}: tensor {tensor} lies in {location}, which is not there; copy it beside it")
+    links = data.stat().st_nlink
+    if links > 1:
         raise InputError(
-            f"{data}: truncated, tensor {name} ends at byte {end} of {data.stat().st_size}; copy the file again"
+            f"{data}: has {links} hard links, which ONNX loaders take for an attack; put a copy in its place"
         )
+    return data
+
+
+def _check_length(data: Path, tensor: ir.ExternalTensor) -> None:
+    end, size = (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes), data.stat().st_size
+    if size < end:
+        raise InputError(f"{data}: truncated, tensor {tensor.name} ends at byte {end} of {size}; copy the file again")

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatenorm_export.artifacts import staged_folder
+from gatenorm_export.artifacts import sha256_of, staged_folder
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.graphs import GRAPH_NAME, TOKENIZER_FILES, claim_place, graph_manifest, load_graph, manifest_file
+from gatenorm_export.genai_config import CacheNames
+from gatenorm_export.graph_storage import compact_weights, share_weights, write_checked
+from gatenorm_export.graphs import GRAPH_NAME, claim_place, external_tensors, graph_manifest, load_graph, manifest_file
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     Convention,
     ExportedGraph,
-    FileDigest,
     GraphFacts,
     KVCache,
     ModelSpec,
     PrunedGraph,
     PrunePlan,
 )
+from gatenorm_export.records.graph import GraphFile, Weights
+from gatenorm_export.side_files import side_files
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graph_passes import AttentionSites, KVNames, Removal
-
-# What tokenizers and runtimes look for beside a graph. Anything else in a source folder is not ours to copy.
-_SIDE_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-# protobuf refuses messages of 2 GiB; the graph itself needs some of that room.
-_INLINE_LIMIT_BYTES = 1_900_000_000
+    from graph_passes import AttentionSite, AttentionSites, KVNames, Removal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,62 +65,68 @@ def prune_graph(
     plan: PrunePlan | None = None,
     layers: tuple[int, ...] = (),
     kv_names: KVNames = "dense",
+    weights: Weights = "compact",
     plan_sha256: str | None = None,
     progress: Progress | None = None,
 ) -> PrunedGraph:
     """Remove attention sublayers from an ONNX file.
 
-    ``output`` is a folder (then the graph is ``model.onnx`` in it, with the source's tokenizer and config beside it) or
-    a file name ending in ``.onnx``. The same inputs give the same bytes. Tensors stay in the file when they were in the
-    source's, and go to ``NAME.data`` beside it when the source kept them outside or they pass protobuf's limit.
+    ``output`` is a folder (then the graph is ``model.onnx`` in it, with the source's tokenizer and configs beside it)
+    or a file name ending in ``.onnx``. The same inputs give the same bytes. With ``weights`` "compact" tensors stay in
+    the file when they were in the source's, and go to ``NAME.data`` beside it when the source kept them outside or they
+    pass protobuf's limit; with "share" the graph points into the source's data files and no weight is copied.
+
+    Of the source, the graph's own bytes are held against its manifest, and its data files' sizes; their digests are
+    not, because that would read every weight once more. `compare` and `build` check them.
 
     Raises:
         InputError: the graph is damaged or its manifest does not fit it.
-        RefusedError: the plan does not fit the graph, or a layer cannot be removed.
-        OutputError: the result cannot be written.
+        RefusedError: the plan does not fit the graph, a layer cannot be removed, weights cannot be shared from there.
+        OutputError: the result cannot be written; the disk may be too small.
     """
     progress = progress or Quiet()
     with progress.task("read the graph"):
-        parent = graph_manifest(graph)
+        parent = graph_manifest(graph, digest_data=False)
         model, found = _analyse(graph)
         before = _facts(model, found)
-
-    import onnx_ir as ir
+        past_before = _past_names(found.sites)
 
     from graph_passes import SurgeryRefused, remove_attention
 
     if plan is not None:
         _check_plan(plan, parent, found, graph)
         layers = plan.drop
+    as_file = output.suffix == ".onnx"
+    folder, name = (output.parent, output.name) if as_file else (output, GRAPH_NAME)
+    _check_place(model, graph, folder / name)
     with progress.task(f"remove {len(layers)} attention sublayers"):
         try:
             removal = remove_attention(model, layers, kv_names=kv_names)
         except SurgeryRefused as error:
             raise RefusedError(f"{graph}: {error}") from error
-    as_file = output.suffix == ".onnx"
-    folder, name = (output.parent, output.name) if as_file else (output, GRAPH_NAME)
-    if (folder / name).resolve() == graph.resolve():
-        raise RefusedError(f"{output}: this is the graph to be pruned; choose another output")
-    claim_place(folder / name)
+    names = CacheNames(past_before, _past_names(removal.kept))
+    beside = {} if as_file else side_files(graph, folder / name, names, progress)
+    layer_map = _layer_map(removal, found)
+    shared = share_weights(model, graph, folder) if weights == "share" else ()
     with progress.task("write the pruned graph"), staged_folder(folder) as staging:
-        external = f"{name}.data" if _needs_external_data(model) else None
-        ir.save(model, staging / name, external_data=external)
-        _check_model(staging / name, graph)
-        if not as_file:
-            for side in _SIDE_FILES:
-                if (graph.parent / side).is_file():
-                    shutil.copyfile(graph.parent / side, staging / side)
+        if weights == "compact":
+            compact_weights(model, staging / f"{name}.data")
+        write_checked(model, staging / name, graph, data_folder=folder if shared else staging)
+        for side, content in beside.items():
+            (staging / side).write_bytes(content)
         record = PrunedGraph(
             convention=plan.convention if plan is not None else Convention(),
             graph=name,
-            files=tuple(FileDigest.of(path, folder=staging) for path in sorted(staging.iterdir())),
-            parent_sha256=FileDigest.of(graph, folder=graph.parent).sha256,
+            files=tuple(GraphFile.of(path, folder=staging) for path in sorted(staging.iterdir())),
+            weights=weights,
+            shared=_shared_files(shared, folder, graph, parent),
+            parent_sha256=sha256_of(graph),
             parent_path=str(graph.resolve()),
             model=parent.model if parent else None,
             plan_sha256=plan_sha256,
             n_layers=found.n_layers,
-            dropped=tuple(sorted(set(range(found.n_layers)) - {site.layer for site in removal.kept})),
-            layer_map=_layer_map(removal, found),
+            dropped=tuple(layer for layer, new in layer_map.items() if new is None),
+            layer_map=layer_map,
             kv_names=kv_names,
             kv_cache=_kv_cache(removal),
             past_length_from=_past_length_source(removal),
@@ -132,6 +135,30 @@ def prune_graph(
         )
         record.save(staging / manifest_file(Path(name)).name)
     return record
+
+
+def _check_place(model: ir.Model, graph: Path, target: Path) -> None:
+    """Refuse an output that would replace the source, its data, or somebody else's manifest."""
+    ours = {target.resolve(), target.with_name(f"{target.name}.data").resolve()}
+    sources = {graph.resolve(), *(Path(tensor.path).resolve() for tensor, _ in external_tensors(model))}
+    for path in sorted(ours & sources):
+        what = "the graph to be pruned" if path == graph.resolve() else "a data file of the graph to be pruned"
+        raise RefusedError(f"{path}: this is {what}; choose another output")
+    claim_place(target)
+
+
+def _shared_files(
+    shared: tuple[Path, ...], folder: Path, graph: Path, parent: ExportedGraph | PrunedGraph | None
+) -> tuple[GraphFile, ...]:
+    """The shared data files, with the digests that the parent's manifest has of them; none is computed here."""
+    known: dict[Path, str | None] = {}
+    if parent is not None:
+        files = (*parent.files, *(parent.shared if isinstance(parent, PrunedGraph) else ()))
+        known = {(graph.parent / file.name).resolve(): file.sha256 for file in files}
+    return tuple(
+        GraphFile(name=path.relative_to(folder.resolve()).as_posix(), bytes=path.stat().st_size, sha256=known.get(path))
+        for path in shared
+    )
 
 
 def _analyse(graph: Path) -> tuple[ir.Model, AttentionSites]:
@@ -162,13 +189,18 @@ def _check_plan(
 
 
 def _facts(model: ir.Model, found: AttentionSites) -> GraphFacts:
-    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    graphs = tuple(model.graphs())
+    held = [value.const_value for graph in graphs for value in graph.initializers.values()]
+    # Text has no width; what an ONNX file keeps of it are labels.
+    tensors = [tensor for tensor in held if tensor is not None and not tensor.dtype.is_string()]
     return GraphFacts(
-        n_nodes=len(model.graph),
+        n_nodes=sum(len(graph) for graph in graphs),
         n_parameters=sum(math.prod(tensor.shape.numpy()) for tensor in tensors),
         weight_bytes=sum(tensor.nbytes for tensor in tensors),
-        n_attention=len(found.sites),
-        kv_bytes_per_token=sum(_bytes_per_token(value) for site in found.sites for value in site.cache.past),
+        n_attention=len({(site.kind, site.layer) for site in found.sites}),
+        kv_bytes_per_token=sum(
+            _bytes_per_token(value) for site in _self_attention(found.sites).values() for value in site.cache.past
+        ),
     )
 
 
@@ -180,49 +212,39 @@ def _bytes_per_token(past: ir.Value) -> int:
 
 
 def _layer_map(removal: Removal, found: AttentionSites) -> dict[int, int | None]:
-    new = {site.layer: index for index, site in enumerate(removal.kept)}
+    """From the number of every self-attention layer to its number among those left, which the unmatched are too."""
+    left = {site.layer for site in removal.kept if site.kind == "self"}
+    left |= {other.layer for other in found.unmatched if other.kind == "self" and other.layer is not None}
+    new = {layer: index for index, layer in enumerate(sorted(left))}
     return {layer: new.get(layer) for layer in range(found.n_layers)}
+
+
+def _self_attention(sites: tuple[AttentionSite, ...]) -> dict[int, AttentionSite]:
+    """One site of each self-attention layer; in a merged decoder both branches of the If have the same caches."""
+    return {site.layer: site for site in sites if site.kind == "self"}
+
+
+def _past_names(sites: tuple[AttentionSite, ...]) -> dict[int, tuple[str, ...]]:
+    return {
+        layer: tuple(value.name or "" for value in site.cache.past)
+        for layer, site in _self_attention(sites).items()
+        if site.cache.past
+    }
 
 
 def _kv_cache(removal: Removal) -> tuple[KVCache, ...]:
     return tuple(
         KVCache(
-            layer=site.layer,
+            layer=layer,
             past=tuple(value.name or "" for value in site.cache.past),
             present=tuple(value.name or "" for value in site.cache.present),
             bytes_per_token=sum(_bytes_per_token(value) for value in site.cache.past),
         )
-        for site in removal.kept
+        for layer, site in _self_attention(removal.kept).items()
     )
 
 
 def _past_length_source(removal: Removal) -> str | None:
     """The input whose shape tells the past length now, where the source had to be moved."""
-    for reader in removal.past_length_readers:
-        source = reader.inputs[0] if reader.graph is not None else None
-        return (source.name or "") if source is not None else "attention_mask"
-    return None
-
-
-def _needs_external_data(model: ir.Model) -> bool:
-    import onnx_ir as ir
-
-    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    outside = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
-    return outside or sum(tensor.nbytes for tensor in tensors) > _INLINE_LIMIT_BYTES
-
-
-def _check_model(pruned: Path, source: Path) -> None:
-    """Run the ONNX checker. It rejects some files that every runtime takes, so such a source is no reason to refuse."""
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(pruned))
-    except onnx.checker.ValidationError as error:
-        try:
-            onnx.checker.check_model(str(source))
-        except onnx.checker.ValidationError:
-            return
-        raise RefusedError(
-            f"{source}: the pruned graph fails the ONNX checker ({error}); nothing was written"
-        ) from error
+    gone = {value for site in removal.removed for value in site.cache.past}
+    return next((move.source for move in removal.moves if move.gone in gone), None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +105,7 @@ def test_an_edited_graph_no_longer_fits_its_manifest(graph: Path, tmp_path: Path
     assert graph_manifest(tmp_path / "out" / "model.onnx") is not None
     with (tmp_path / "out" / "model.onnx").open("ab") as file:
         file.write(b"\x00")
-    with pytest.raises(InputError, match="sha256 is not the one in"):
+    with pytest.raises(InputError, match="size is not the one in"):
         prune_graph(tmp_path / "out" / "model.onnx", tmp_path / "again", layers=(1,))
 
 
@@ -144,3 +147,53 @@ def test_truncated_external_data_is_refused(tmp_path: Path) -> None:
     data.write_bytes(data.read_bytes()[:-8])
     with pytest.raises(InputError, match=r"model\.onnx\.data: truncated, tensor"):
         describe_graph(tmp_path / "model.onnx")
+
+
+# What belongs to scoring, exporting, running and building.
+FOREIGN = (
+    "torch",
+    "transformers",
+    "optimum",
+    "onnxruntime",
+    "polygraphy",
+    "tensorrt",
+    "tensorrt_rtx",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+)
+
+
+def prune_alone(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``gatenorm prune`` in a process that can import nothing of the above."""
+    blocked = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in FOREIGN)
+    code = blocked + f"from gatenorm_export.cli.main import main\nsys.exit(main({['prune', *arguments]!r}))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_pruning_needs_no_framework_no_runtime_and_no_checkpoint(graph: Path, tmp_path: Path) -> None:
+    done = prune_alone(str(graph), "--layers", "0,2", "--json", "--quiet", "-o", str(tmp_path / "out"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["dropped"] == [0, 2]
+    (tmp_path / "plan.json").write_text(plan(n_layers=3, drop=(1,)).to_json())
+    done = prune_alone(str(graph), "--plan", str(tmp_path / "plan.json"), "-q", "-o", str(tmp_path / "planned"))
+    assert done.returncode == 0, done.stderr
+    assert PrunedGraph.load(tmp_path / "planned" / "manifest.json").dropped == (1,)
+
+
+def test_weights_can_be_shared_from_the_command_line(tmp_path: Path) -> None:
+    ir.save(toy_decoder(), tmp_path / "model.onnx", external_data="model.onnx.data")
+    small = tmp_path / "small.onnx"
+    done = prune_alone(str(tmp_path), "--layers", "0-2", "--weights", "share", "-o", str(small))
+    assert done.returncode == 0, done.stderr
+    assert "no KV cache is left: optimum loads such a graph with use_cache=False" in " ".join(done.stdout.split())
+    assert not small.with_name("small.onnx.data").exists()
+    done = prune_alone(str(tmp_path), "--layers", "0", "--weights", "share", "-o", str(tmp_path / "elsewhere"))
+    assert done.returncode == 5
+    assert done.stderr.splitlines()[-1].startswith(f"gatenorm: {tmp_path}")
+
+
+def test_a_damaged_manifest_is_one_clear_line(graph: Path, tmp_path: Path) -> None:
+    graph.with_name("manifest.json").write_text('{"kind": "pruned"}')
+    with pytest.raises(InputError, match=r"manifest\.json: not a PrunedGraph record"):
+        prune_graph(graph, tmp_path / "out", layers=(0,))

@@ -15,12 +15,22 @@ from gatenorm_export.records import PrunedGraph, PrunePlan
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.description = "Remove attention sublayers from an ONNX graph: nodes, weights and KV cache."
-    parser.epilog = "example:\n  gatenorm prune base/model.onnx --plan plan.json -o pruned/"
+    parser.epilog = (
+        "examples:\n  gatenorm prune base/model.onnx --plan plan.json -o pruned/\n"
+        "  gatenorm prune base/model.onnx --layers 3,7-9 --weights share -o base/pruned.onnx"
+    )
     parser.add_argument("graph", type=Path, help="a .onnx file, or a folder that holds model.onnx")
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--plan", type=Path, help="plan.json, as `gatenorm plan` writes it")
     choice.add_argument("--layers", metavar="LIST", help="exactly these layers, such as 3,7-9")
     parser.add_argument("-o", "--out", type=Path, required=True, help="a folder (model.onnx in it) or a .onnx file")
+    parser.add_argument(
+        "--weights",
+        choices=("compact", "share"),
+        default="compact",
+        help="copy the kept weights into a data file of their own, or share the source's data files and write the "
+        "graph alone, in their folder or above (default: compact)",
+    )
     add_kv_names(parser)
     add_output(parser)
     parser.set_defaults(run=run)
@@ -40,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         plan_sha256=sha256_of(args.plan) if args.plan else None,
         layers=parse_layers(args.layers) if args.layers is not None else (),
         kv_names=args.kv_names,
+        weights=args.weights,
         progress=terminal.progress,
     )
     terminal.result(record.to_object(), pruned_line(record))
@@ -50,10 +61,12 @@ def pruned_line(record: PrunedGraph) -> str:
     """What the pruning took out, in a sentence."""
     before, after = record.before, record.after
     moved = f"; the past length is now read from {record.past_length_from}" if record.past_length_from else ""
+    uncached = before.kv_bytes_per_token and not record.kv_cache
+    hint = "; no KV cache is left: optimum loads such a graph with use_cache=False" if uncached else ""
     return (
         f"{before.n_attention - after.n_attention} attention sublayers removed, {after.n_attention} of "
         f"{record.n_layers} left: {before.n_nodes - after.n_nodes:,} of {before.n_nodes:,} nodes, "
         f"{before.n_parameters - after.n_parameters:,} of {before.n_parameters:,} parameters and "
         f"{before.kv_bytes_per_token - after.kv_bytes_per_token:,} of {before.kv_bytes_per_token:,} bytes of KV cache "
-        f"per token are gone{moved}"
+        f"per token are gone{moved}{hint}"
     )

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
+from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.records.base import Part, Record
 from gatenorm_export.records.model import FileDigest, ModelSpec
+
+Weights = Literal["compact", "share"]
+"""``compact`` copies the kept tensors into a data file of their own; ``share`` points into the source's data files."""
+
+# A sha256 runs at 1 to 2 GB/s, a copy out of the page cache at 4: above this size a digest would be the larger part of
+# pruning. Below it, it is a sixth of a second.
+DIGEST_LIMIT_BYTES = 256 * 1024 * 1024
+
+
+class GraphFile(Part):
+    """One file of a graph, named relative to the graph's folder.
+
+    ``sha256`` is None where only the size vouches for the file: data files of more than ``DIGEST_LIMIT_BYTES``, and
+    shared data files that the parent's manifest holds no digest of. ONNX files always have one.
+    """
+
+    name: str
+    bytes: int
+    sha256: str | None
+
+    @classmethod
+    def of(cls, path: Path, *, folder: Path) -> GraphFile:
+        """Measure ``path``, and digest it unless it is a large data file; its name is taken relative to ``folder``."""
+        size = path.stat().st_size
+        digested = size <= DIGEST_LIMIT_BYTES or path.suffix == ".onnx"
+        return cls(name=path.relative_to(folder).as_posix(), bytes=size, sha256=sha256_of(path) if digested else None)
 
 
 class KVCache(Part):
@@ -42,11 +70,16 @@ class ExportedGraph(Record):
 
 
 class PrunedGraph(Record):
-    """An ONNX graph with attention sublayers taken out, and how it relates to its parent."""
+    """An ONNX graph with attention sublayers taken out, and how it relates to its parent.
+
+    ``files`` were written with the graph; ``shared`` are the source's data files that the graph points into.
+    """
 
     kind: Literal["pruned"] = "pruned"
     graph: str
-    files: tuple[FileDigest, ...]
+    files: tuple[GraphFile, ...]
+    weights: Weights = "compact"
+    shared: tuple[GraphFile, ...] = ()
     parent_sha256: str
     parent_path: str
     model: ModelSpec | None

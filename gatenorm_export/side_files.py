@@ -1,0 +1,70 @@
+"""What runtimes look for beside a graph: tokenizer, configs, preprocessors. It follows a graph into its new folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gatenorm_export.errors import InputError
+from gatenorm_export.genai_config import GENAI_CONFIG, CacheNames, other_files, rewrite_genai_config
+from gatenorm_export.graphs import TOKENIZER_FILES
+from gatenorm_export.progress import Progress
+
+# Anything else in a source folder is not ours to copy, least of all tensors. config.json stays as it is, its layer
+# count too: optimum takes the cache from the graph's inputs, and the count tells what checkpoint the graph came from.
+_COPIED = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    *TOKENIZER_FILES,
+)
+
+
+def side_files(graph: Path, pruned: Path, names: CacheNames, progress: Progress) -> dict[str, bytes]:
+    """The files to write beside ``pruned``, by name: those beside ``graph``, genai's config made to fit.
+
+    Beside the source itself nothing is written: the files there belong to the source.
+
+    Raises:
+        InputError: a file cannot be read, or genai's config does not describe the graph.
+        RefusedError: genai cannot run the pruned graph as it is configured.
+    """
+    folder = graph.parent
+    config_file = folder / GENAI_CONFIG
+    if folder.resolve() == pruned.parent.resolve():
+        if config_file.is_file():
+            progress.say(f"{config_file}: still describes {graph.name}; for a genai folder name another output folder")
+        return {}
+    found = {name: _read(folder / name) for name in _COPIED if (folder / name).is_file()}
+    if not config_file.is_file():
+        return found
+    config = rewrite_genai_config(_genai_config(config_file), graph.name, pruned.name, names)
+    if config is None:
+        progress.say(f"{config_file}: not copied, it does not name {graph.name}")
+        return found
+    found[GENAI_CONFIG] = (json.dumps(config, indent=4) + "\n").encode()
+    for name in other_files(config, pruned.name):
+        if Path(name).name == name and name.endswith(".json") and (folder / name).is_file():
+            found[name] = _read(folder / name)
+        elif (folder / name).exists():
+            progress.say(f"{config_file}: also names {name}, which was not copied; copy it beside the pruned graph")
+    return found
+
+
+def _genai_config(path: Path) -> dict[str, object]:
+    try:
+        config = json.loads(_read(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); repair it, or name a .onnx file as output") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a JSON object; repair it, or name a .onnx file as output")
+    return config
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
