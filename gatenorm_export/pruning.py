@@ -1,4 +1,4 @@
-"""From a graph and a list of layers to the pruned graph: the only file that speaks to graph_passes."""
+"""From a graph and a list of layers to the pruned graph: with inspecting.py the only file that runs graph_passes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from gatenorm_export.records import (
     Convention,
     ExportedGraph,
     GraphFacts,
+    GraphFile,
     KVCache,
     ModelSpec,
     PrunedGraph,
     PrunePlan,
+    Weights,
 )
-from gatenorm_export.records.graph import GraphFile, Weights
 from gatenorm_export.side_files import side_files
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graph_passes import AttentionSite, AttentionSites, KVNames, Removal
+    from graph_passes import AttentionSite, AttentionSites, Kind, KVNames, Removal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +65,13 @@ def prune_graph(
     *,
     plan: PrunePlan | None = None,
     layers: tuple[int, ...] = (),
+    cross: tuple[int, ...] = (),
     kv_names: KVNames = "dense",
     weights: Weights = "compact",
     plan_sha256: str | None = None,
     progress: Progress | None = None,
 ) -> PrunedGraph:
-    """Remove attention sublayers from an ONNX file.
+    """Remove attention sublayers from an ONNX file: the self-attention of ``layers``, the cross-attention of ``cross``.
 
     ``output`` is a folder (then the graph is ``model.onnx`` in it, with the source's tokenizer and configs beside it)
     or a file name ending in ``.onnx``. The same inputs give the same bytes. With ``weights`` "compact" tensors stay in
@@ -99,9 +101,9 @@ def prune_graph(
     as_file = output.suffix == ".onnx"
     folder, name = (output.parent, output.name) if as_file else (output, GRAPH_NAME)
     _check_place(model, graph, folder / name)
-    with progress.task(f"remove {len(layers)} attention sublayers"):
+    with progress.task(f"remove {len(layers) + len(cross)} attention sublayers"):
         try:
-            removal = remove_attention(model, layers, kv_names=kv_names)
+            removal = remove_attention(model, layers, cross=cross, kv_names=kv_names)
         except SurgeryRefused as error:
             raise RefusedError(f"{graph}: {error}") from error
     names = CacheNames(past_before, _past_names(removal.kept))
@@ -126,6 +128,7 @@ def prune_graph(
             plan_sha256=plan_sha256,
             n_layers=found.n_layers,
             dropped=tuple(layer for layer, new in layer_map.items() if new is None),
+            dropped_cross=tuple(sorted(set(range(found.n_cross)) - _left(removal, found, "cross"))),
             layer_map=layer_map,
             kv_names=kv_names,
             kv_cache=_kv_cache(removal),
@@ -163,9 +166,10 @@ def _shared_files(
 
 def _analyse(graph: Path) -> tuple[ir.Model, AttentionSites]:
     model = load_graph(graph)
-    from graph_passes import find_attention
+    from graph_passes import InlineAttentionFunctions, find_attention
 
     try:
+        InlineAttentionFunctions()(model)
         return model, find_attention(model)
     except ValueError as error:
         raise InputError(f"{graph}: {error}") from error
@@ -198,25 +202,38 @@ def _facts(model: ir.Model, found: AttentionSites) -> GraphFacts:
         n_parameters=sum(math.prod(tensor.shape.numpy()) for tensor in tensors),
         weight_bytes=sum(tensor.nbytes for tensor in tensors),
         n_attention=len({(site.kind, site.layer) for site in found.sites}),
-        kv_bytes_per_token=sum(
-            _bytes_per_token(value) for site in _self_attention(found.sites).values() for value in site.cache.past
-        ),
+        kv_bytes_per_token=sum(_bytes_per_token(site) for site in _self_attention(found.sites).values()),
     )
 
 
-def _bytes_per_token(past: ir.Value) -> int:
-    """Bytes that one more token adds to a cache tensor [batch, heads, past, size]: the product of its fixed lengths."""
-    if past.shape is None or past.dtype is None:
-        return 0
-    return int(math.prod(length for length in past.shape if isinstance(length, int)) * past.dtype.itemsize)
+def _bytes_per_token(site: AttentionSite) -> int:
+    """Bytes that one more token adds to a layer's cache tensors [batch, heads, past, size].
+
+    That is the product of their fixed lengths. Batch and past are open; a third open length is the size of a head
+    (genai leaves it open), which the attention operator tells.
+    """
+    from graph_passes import heads_of
+
+    total = 0
+    for past in site.cache.past:
+        if past.shape is None or past.dtype is None:
+            continue
+        fixed = [length for length in past.shape if isinstance(length, int)]
+        if past.shape.rank() - len(fixed) > 2:
+            fixed.append(heads_of(site).head_dim or 1)
+        total += int(math.prod(fixed) * past.dtype.itemsize)
+    return total
 
 
 def _layer_map(removal: Removal, found: AttentionSites) -> dict[int, int | None]:
     """From the number of every self-attention layer to its number among those left, which the unmatched are too."""
-    left = {site.layer for site in removal.kept if site.kind == "self"}
-    left |= {other.layer for other in found.unmatched if other.kind == "self" and other.layer is not None}
-    new = {layer: index for index, layer in enumerate(sorted(left))}
+    new = {layer: index for index, layer in enumerate(sorted(_left(removal, found, "self")))}
     return {layer: new.get(layer) for layer in range(found.n_layers)}
+
+
+def _left(removal: Removal, found: AttentionSites, kind: Kind) -> set[int]:
+    """The numbers of the sublayers of a kind that are in the pruned graph, matched or not."""
+    return {entry.layer for entry in found.staying(removal.kept) if entry.kind == kind and entry.layer is not None}
 
 
 def _self_attention(sites: tuple[AttentionSite, ...]) -> dict[int, AttentionSite]:
@@ -238,7 +255,7 @@ def _kv_cache(removal: Removal) -> tuple[KVCache, ...]:
             layer=layer,
             past=tuple(value.name or "" for value in site.cache.past),
             present=tuple(value.name or "" for value in site.cache.present),
-            bytes_per_token=sum(_bytes_per_token(value) for value in site.cache.past),
+            bytes_per_token=_bytes_per_token(site),
         )
         for layer, site in _self_attention(removal.kept).items()
     )

@@ -47,6 +47,10 @@ def heads_of(site: AttentionSite) -> Heads:
         n_kv_heads = n_heads
     if head_dim is None and n_heads and operator_of(core.node) in ATTENTION_OPERATORS:
         width = _fixed(core.output, -1) or _packed_width(core)
+        if width is None and (packed := _fixed(core.query, -1)):
+            # Queries, keys and values side by side, or queries alone.
+            shared = n_heads + 2 * (n_kv_heads or n_heads) if core.key is core.query else n_heads
+            width = packed * n_heads // shared
         head_dim = width // n_heads if width else None
     if head_dim is None and operator_of(core.node) not in ATTENTION_OPERATORS:
         head_dim = _fixed(core.query, -1) or _fixed(core.output, -1)

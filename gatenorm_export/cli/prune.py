@@ -23,6 +23,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--plan", type=Path, help="plan.json, as `gatenorm plan` writes it")
     choice.add_argument("--layers", metavar="LIST", help="exactly these layers, such as 3,7-9")
+    parser.add_argument(
+        "--cross",
+        metavar="LIST",
+        default="",
+        help="these cross-attention sublayers too, such as 0,2; with --layers '' these alone (default: all stay)",
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, help="a folder (model.onnx in it) or a .onnx file")
     parser.add_argument(
         "--weights",
@@ -48,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         plan=PrunePlan.load(args.plan) if args.plan else None,
         plan_sha256=sha256_of(args.plan) if args.plan else None,
-        layers=parse_layers(args.layers) if args.layers is not None else (),
+        layers=parse_layers(args.layers) if args.layers else (),
+        cross=parse_layers(args.cross) if args.cross else (),
         kv_names=args.kv_names,
         weights=args.weights,
         progress=terminal.progress,

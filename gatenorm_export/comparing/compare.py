@@ -16,7 +16,7 @@ from gatenorm_export.comparing.text import Text, load_text, random_tokens, token
 from gatenorm_export.comparing.thresholds import Limits, check_limits
 from gatenorm_export.comparing.verdict import verdict
 from gatenorm_export.errors import GateNormError, InputError, RefusedError
-from gatenorm_export.graphs import graph_manifest
+from gatenorm_export.graphs import external_tensors, graph_manifest, load_graph
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.pruning import describe_graph
 from gatenorm_export.records import (
@@ -217,6 +217,7 @@ def _vocabulary(graph: Path) -> int:
 
 
 def _sizes(graph: Path, facts: GraphFacts, engine_bytes: int | None) -> Sizes:
-    data = graph.with_name(f"{graph.name}.data"), graph.with_name(f"{graph.name}_data")
-    onnx_bytes = graph.stat().st_size + sum(path.stat().st_size for path in data if path.is_file())
+    # A shared data file counts whole: that is what a machine must hold to run the graph.
+    data = {Path(tensor.path).resolve() for tensor, _ in external_tensors(load_graph(graph))}
+    onnx_bytes = graph.stat().st_size + sum(path.stat().st_size for path in data)
     return Sizes(facts=facts, onnx_bytes=onnx_bytes, engine_bytes=engine_bytes)

@@ -19,10 +19,12 @@ from gatenorm_export.records.graph import (
     EngineArtifact,
     ExportedGraph,
     GraphFacts,
+    GraphFile,
     KVCache,
     Profile,
     ProfileBounds,
     PrunedGraph,
+    Weights,
 )
 from gatenorm_export.records.inspection import AttentionSublayer, GraphInspection, UnmatchedNode
 from gatenorm_export.records.model import (
@@ -48,6 +50,7 @@ __all__ = [
     "Faithfulness",
     "FileDigest",
     "GraphFacts",
+    "GraphFile",
     "GraphInspection",
     "KVCache",
     "Latency",
@@ -68,5 +71,6 @@ __all__ = [
     "StepError",
     "Threshold",
     "UnmatchedNode",
+    "Weights",
     "tool_versions",
 ]

@@ -86,6 +86,7 @@ class PrunedGraph(Record):
     plan_sha256: str | None
     n_layers: int
     dropped: tuple[int, ...]
+    dropped_cross: tuple[int, ...] = ()
     layer_map: dict[int, int | None]
     kv_names: Literal["dense", "keep"]
     kv_cache: tuple[KVCache, ...]
