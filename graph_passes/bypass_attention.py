@@ -63,7 +63,7 @@ class BypassAttention(ir.passes.InPlacePass):
             return {merge.outputs[0]: _sum(merge, residual.kept)}
         total = _sum(merge, _summed(residual))
         replaced: dict[ir.Value, ir.Value] = {}
-        if merge.outputs[0].uses() or merge.outputs[0].is_graph_output():
+        if merge.outputs[0].is_graph_output() or not self._dead.issuperset(merge.outputs[0].consumers()):
             taken = self._take_norm(merge, total)
             replaced[merge.outputs[0]] = taken if taken is not None else lone_norm(merge, total, opsets)
         if len(merge.outputs) > skip.sum_output:

@@ -193,12 +193,13 @@ def reach(
     leaving: Collection[ir.Value] = (),
     measured: bool = True,
     stop: Callable[[ir.Value], bool] | None = None,
+    detached: Collection[tuple[ir.Node, ir.Value]] = (),
 ) -> Reached:
     """What ``outputs`` need, if values in ``rewired`` were replaced and outputs of inner graphs in ``leaving`` dropped.
 
     This answers "what would die" before a graph is touched. With ``measured`` what is only looked at by ``Shape``
     counts as needed, since it must still be computed; without, only content does. ``stop`` names values whose
-    producers are not followed.
+    producers are not followed, ``detached`` operands of nodes that would read something else.
     """
     rewired = rewired or {}
     nodes: set[ir.Node] = set()
@@ -219,5 +220,9 @@ def reach(
         nodes.add(producer)
         operands = read_values(producer) if measured else content_values(producer)
         # Of an inner graph only outputs are read in this way, and those that leave no longer are.
-        stack.extend(operand for operand in operands if operand not in leaving or operand in producer.inputs)
+        stack.extend(
+            operand
+            for operand in operands
+            if (operand not in leaving or operand in producer.inputs) and (producer, operand) not in detached
+        )
     return Reached(frozenset(nodes), frozenset(seen))

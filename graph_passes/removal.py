@@ -63,8 +63,9 @@ def plan_removal(
     _check_gone(removed, after)
     _check_kept(removed, kept, before, after, flow)
     moves = _length_moves(model, removed, kept, outputs, leaving, rewired, before.nodes - after.nodes)
-    moved = {move.gone for move in moves}
-    alive = reach(outputs, rewired=rewired, leaving=leaving, stop=moved.__contains__)
+    detached = {(reader, move.gone) for move in moves for reader in move.readers}
+    substitutes = [move.substitute for move in moves if move.substitute is not None]
+    alive = reach([*outputs, *substitutes], rewired=rewired, leaving=leaving, detached=detached)
     everything = reach(model.graph.outputs)
     dead = _dead(flow, everything.nodes - alive.nodes, everything.nodes, removed)
     return Removal(removed, kept, dead, tuple(leaving), moves)
@@ -197,20 +198,25 @@ def _length_moves(
         if not goes(value):
             continue
         readers = [user for user in value.consumers() if user in alive.nodes and user not in doomed]
-        if readers:
-            # In a graph of one floating type the stream has the type that a CastLike asks for.
-            typed = [user for user in readers if user.op_type == "CastLike"]
-            site = owners.get(value) or _site_of(value, removed)
-            if typed:
-                moves.append(LengthMove(value, tuple(typed), site.residual.kept[0], ()))
-            readers = [user for user in readers if user not in typed]
-            if not readers:
-                continue
-            cone = reach([value])
-            if cone.nodes.isdisjoint(cores) and cone.values.isdisjoint(owners) and same_shape(value, stays) is None:
-                # Measured in front of attention, as on a projection: it stays for its shape alone.
-                continue
-            moves.append(plan_move(value, readers, site, removed, kept, inputs, stays))
+        if not readers:
+            continue
+        # In a graph of one floating type the stream has the type that a CastLike asks for.
+        typed = [user for user in readers if user.op_type == "CastLike"]
+        measuring = [user for user in readers if user not in typed]
+        cone = reach([value])
+        if (
+            measuring
+            and cone.nodes.isdisjoint(cores)
+            and cone.values.isdisjoint(owners)
+            and not same_shape(value, stays)
+        ):
+            # Measured in front of attention, as on a projection: it stays for its shape alone.
+            continue
+        site = owners.get(value) or _site_of(value, removed)
+        if typed:
+            moves.append(LengthMove(value, tuple(typed), site.residual.kept[0], ()))
+        if measuring:
+            moves.append(plan_move(value, measuring, site, removed, kept, inputs, stays))
     return tuple(sorted(moves, key=lambda move: move.gone.name or ""))
 
 
