@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -62,38 +63,32 @@ def _shown(inspection: GraphInspection) -> list[RenderableType]:
 
 def _sublayers(inspection: GraphInspection) -> Table:
     several = any(entry.branch for entry in inspection.sublayers)
-    table = Table(title="Attention sublayers", title_justify="left")
-    columns = (
-        "layer",
-        *(["branch"] if several else []),
-        "found by",
-        "operator",
-        "heads",
-        "KV heads",
-        "size",
-        "past",
-        "present",
-    )
-    for column in (*columns, "block", "sum", "weight bytes"):
-        table.add_column(column, justify="right" if column in {"heads", "KV heads", "size", "weight bytes"} else "left")
+    table = Table(title="Attention sublayers", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    columns = ("layer", *(["branch"] if several else []), "attention", "heads", "cache", "block, sum", "weight bytes")
+    for column in columns:
+        table.add_column(column, justify="right" if column == "weight bytes" else "left", overflow="fold")
     for entry in inspection.sublayers:
         number = str(entry.layer) if entry.kind == "self" else f"cross {entry.layer}"
         table.add_row(
             number + ("*" if entry.owns_past_length else ""),
             *([entry.branch or ""] if several else []),
-            "structure" if entry.operator == "Softmax" else "operator",
-            _operator(entry),
-            *(str(count) if count is not None else "?" for count in (entry.n_heads, entry.n_kv_heads, entry.head_dim)),
-            "\n".join(entry.past),
-            "\n".join(entry.present),
-            entry.block,
-            entry.residual.removeprefix("com.microsoft."),
+            _short(entry.operator),
+            _heads(entry),
+            "\n".join([*entry.past, *(f">\u00a0{name}" for name in entry.present)]),
+            f"{entry.block}, {_short(entry.residual)}",
             f"{entry.weight_bytes:,}" if entry.weight_bytes is not None else "?",
         )
+    notes = ["heads: queries/keys x size; Softmax was found by structure, other attention is an operator of that name"]
     if any(entry.owns_past_length for entry in inspection.sublayers):
-        table.caption = "* the past length is read from this layer's cache"
+        notes.append("* the past length is read from this layer's cache")
+    table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 
-def _operator(entry: AttentionSublayer) -> str:
-    return "softmax" if entry.operator == "Softmax" else entry.operator.removeprefix("com.microsoft.")
+def _heads(entry: AttentionSublayer) -> str:
+    counts = ("?" if count is None else str(count) for count in (entry.n_heads, entry.n_kv_heads, entry.head_dim))
+    return "{}/{} x {}".format(*counts)
+
+
+def _short(operator: str) -> str:
+    return operator.removeprefix("com.microsoft.")
