@@ -70,9 +70,10 @@ def pruned_line(record: PrunedGraph) -> str:
     moved = f"; the past length is now read from {record.past_length_from}" if record.past_length_from else ""
     uncached = before.kv_bytes_per_token and not record.kv_cache
     hint = "; no KV cache is left: optimum loads such a graph with use_cache=False" if uncached else ""
+    removed = before.n_attention - after.n_attention
+    total = after.n_attention + len(record.dropped) + len(record.dropped_cross)
     return (
-        f"{before.n_attention - after.n_attention} attention sublayers removed, {after.n_attention} of "
-        f"{record.n_layers} left: {before.n_nodes - after.n_nodes:,} of {before.n_nodes:,} nodes, "
+        f"{removed} attention sublayer{'' if removed == 1 else 's'} removed, {after.n_attention} of {total} left: {before.n_nodes - after.n_nodes:,} of {before.n_nodes:,} nodes, "
         f"{before.n_parameters - after.n_parameters:,} of {before.n_parameters:,} parameters and "
         f"{before.kv_bytes_per_token - after.kv_bytes_per_token:,} of {before.kv_bytes_per_token:,} bytes of KV cache "
         f"per token are gone{moved}{hint}"
