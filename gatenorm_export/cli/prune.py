@@ -73,7 +73,8 @@ def pruned_line(record: PrunedGraph) -> str:
     removed = before.n_attention - after.n_attention
     total = after.n_attention + len(record.dropped) + len(record.dropped_cross)
     return (
-        f"{removed} attention sublayer{'' if removed == 1 else 's'} removed, {after.n_attention} of {total} left: {before.n_nodes - after.n_nodes:,} of {before.n_nodes:,} nodes, "
+        f"{removed} attention sublayer{'' if removed == 1 else 's'} removed, {after.n_attention} of {total} left: "
+        f"{before.n_nodes - after.n_nodes:,} of {before.n_nodes:,} nodes, "
         f"{before.n_parameters - after.n_parameters:,} of {before.n_parameters:,} parameters and "
         f"{before.kv_bytes_per_token - after.kv_bytes_per_token:,} of {before.kv_bytes_per_token:,} bytes of KV cache "
         f"per token are gone{moved}{hint}"
