@@ -214,7 +214,7 @@ def _length_moves(
             continue
         site = owners.get(value) or _site_of(value, removed)
         if typed:
-            moves.append(LengthMove(value, tuple(typed), site.residual.kept[0], ()))
+            moves.append(LengthMove(value, tuple(typed), site.residual.stream, ()))
         if measuring:
             moves.append(plan_move(value, measuring, site, removed, kept, inputs, stays))
     return tuple(sorted(moves, key=lambda move: move.gone.name or ""))
