@@ -12,7 +12,6 @@ from graph_passes.dataflow import Dataflow, Reached, Rewired, content_values, re
 from graph_passes.find_cache import key_value_path, own_key_values
 from graph_passes.move_past_length import LengthMove, plan_move
 from graph_passes.operators import node_name
-from graph_passes.same_shape import same_shape
 from graph_passes.sites import AttentionSite, AttentionSites, Kind, SurgeryRefused
 
 
@@ -203,20 +202,19 @@ def _length_moves(
         # In a graph of one floating type the stream has the type that a CastLike asks for.
         typed = [user for user in readers if user.op_type == "CastLike"]
         measuring = [user for user in readers if user not in typed]
-        cone = reach([value])
-        if (
-            measuring
-            and cone.nodes.isdisjoint(cores)
-            and cone.values.isdisjoint(owners)
-            and not same_shape(value, stays)
-        ):
-            # Measured in front of attention, as on a projection: it stays for its shape alone.
-            continue
         site = owners.get(value) or _site_of(value, removed)
+        if measuring:
+            try:
+                moves.append(plan_move(value, measuring, site, removed, kept, inputs, stays))
+            except SurgeryRefused:
+                # Measured in front of attention, as on a projection: what attention and cache have no part in can stay
+                # for its shape alone.
+                cone = reach([value])
+                if not cone.nodes.isdisjoint(cores) or not cone.values.isdisjoint(owners):
+                    raise
+                continue
         if typed:
             moves.append(LengthMove(value, tuple(typed), site.residual.stream, ()))
-        if measuring:
-            moves.append(plan_move(value, measuring, site, removed, kept, inputs, stays))
     return tuple(sorted(moves, key=lambda move: move.gone.name or ""))
 
 

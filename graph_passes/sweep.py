@@ -27,6 +27,10 @@ class Sweep(ir.passes.InPlacePass):
         for node in producers:
             if node is not None and next(subgraphs(node), None) is not None:
                 _without_outputs(node, self._leaving)
+        for value in self._leaving:
+            # Kept for its shape, it must not hold a name that another layer's output may get.
+            if value.producer() is not None and value.producer() not in self._dead:
+                value.name = f"{value.name}/measured"
         read = {value for node in self._dead for value in node.inputs if value is not None and value.is_initializer()}
         for node in reversed(self._dead):
             assert isinstance(node.graph, ir.Graph)

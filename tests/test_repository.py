@@ -78,6 +78,14 @@ def test_public_names_exist(name: str) -> None:
         assert hasattr(module, public), f"{name}.{public}"
 
 
+def test_the_matrix_in_the_readme_is_the_measured_one(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.matrix.__main__ import main
+
+    assert main(["--results", str(ROOT / "benchmarks" / "results" / "matrix.json"), "--markdown"]) == 0
+    table = capsys.readouterr().out
+    assert table.strip() in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_stay_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 320

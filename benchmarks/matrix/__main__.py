@@ -28,7 +28,7 @@ from benchmarks.matrix.tables import explained, markdown, rich_table
 DEFAULT_CACHE = Path("build/matrix")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the cells that were asked for, cheap ones first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exporter", type=_names(cells.NAMES), default=cells.NAMES, help="names, by commas")
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument(
         "--framework-references", action="store_true", help="export every reference; do not zero it in the graph's copy"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.results:
         held = [record for path in args.results for record in json.loads(path.read_text())["verdicts"]]
         verdicts = [Verdict.from_json(record) for record in held]

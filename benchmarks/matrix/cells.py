@@ -165,7 +165,7 @@ EXPORTERS: tuple[Exporter, ...] = (
     _genai("genai-int4-qdq", "export_int4_qdq", precision="int4"),
     _genai("genai-int8", "export_int8", precision="int4"),
     _genai("genai-webgpu", "export_webgpu"),
-    _genai("genai-dml", "export_dml"),
+    _genai("genai-dml", "export_dml", precision="fp16"),
 )
 NAMES: tuple[str, ...] = tuple(exporter.name for exporter in EXPORTERS)
 

@@ -25,9 +25,9 @@ Outcome = Literal[
     "faithful", "partly refused", "refused", "WRONG", "crashed", "blunt", "not run", "not exported", "no environment"
 ]
 
-# Largest difference over the range of the reference's answers. fp32 is DESIGN.md's faithfulness. In 8 bits and in half
-# precision the session runs without optimisations, so that every operator rounds by itself on both sides: x + 0 is x,
-# and 8 bits need no tolerance of their own. For operators that the CPU lacks in half precision the session inserts
+# Largest difference over the range of the reference's answers. fp32 is DESIGN.md's faithfulness. In 4 and 8 bits and in
+# half precision the session runs without optimisations, so that every operator rounds by itself on both sides: x + 0 is
+# x, and 8 bits need no tolerance of their own. For operators that the CPU lacks in half precision the session inserts
 # casts, and drops some again next to an Add that one side has and the other has not: a rounding (2**-11, 4.9e-4) more
 # or less in a few places; 1.6e-3 was the largest of 41 families. A wrong layer is off by more than 0.05 everywhere,
 # which the judge measures: a cell where that is less than ten tolerances is "blunt", not faithful.
@@ -160,14 +160,19 @@ class _Judge:
         }
 
     def _script(self, base: Runner) -> Script:
-        """The script that the base graph runs: some fused graphs are right for a batch of one only."""
+        """The first script that the base graph runs.
+
+        Some fused graphs run a batch of one only, and some one new token at a time after the prompt.
+        """
         script = base.script(left_padding=self.made_by.left_padding, head_size=self.row.head_size)
-        try:
-            self.references[()] = base.run(script)
-        except CannotRun:
-            script = replace(script, batch=1)
-            self.references[()] = base.run(script)
-        return script
+        last = CannotRun("no script was tried")
+        for attempt in (script, replace(script, batch=1), replace(script, steps=(script.steps[0], 1, 1))):
+            try:
+                self.references[()] = base.run(attempt)
+                return attempt
+            except CannotRun as error:
+                last = error if attempt is script else last
+        raise last
 
     def _missing(self) -> str:
         """Why not every attention sublayer is found, empty when all are."""
@@ -228,7 +233,7 @@ class _Judge:
             graph = in_float32(graph)
         elif self.made_by.precision == "int4":
             graph = with_float_activations(graph)
-        return Runner.load(graph, optimise=self.made_by.precision not in ("fp16", "int8"), numbers=numbers)
+        return Runner.load(graph, optimise=self.made_by.precision in ("fp32", "bf16"), numbers=numbers)
 
 
 def _outcome(trials: tuple[Trial, ...], tolerance: float) -> tuple[Outcome, str]:

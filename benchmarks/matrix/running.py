@@ -100,7 +100,8 @@ class Runner:
         return self
 
     def _cache(self, names: list[str]) -> dict[str, CacheKey]:
-        found = {name: cache_key(name) for name in names}
+        # Some exporters return the constants of a cache object beside its keys and values.
+        found = {name: key for name in names if (key := cache_key(name))[1].endswith(("key", "value"))}
         if self.numbers is not None:
             own = {name: key for name, key in found.items() if not of_cross_attention(key)}
             unknown = [name for name, (layer, _) in own.items() if layer >= len(self.numbers)]
@@ -235,9 +236,7 @@ class Runner:
         if not self.past:
             # Nothing reads these caches here, so they are compared themselves, positions before heads.
             for name, (layer, part) in self.present.items():
-                array = named[name]
-                # Some exporters return a counter beside keys and values.
-                answers[f"{CACHE_ANSWER}{layer} {part}"] = np.moveaxis(array, 2, 1) if array.ndim == 4 else array
+                answers[f"{CACHE_ANSWER}{layer} {part}"] = np.moveaxis(named[name], 2, 1)
         return Answer(answers, valid)
 
 
