@@ -31,6 +31,10 @@ class Sweep(ir.passes.InPlacePass):
             # Kept for its shape, it must not hold a name that another layer's output may get.
             if value.producer() is not None and value.producer() not in self._dead:
                 value.name = f"{value.name}/measured"
+        # What lies inside a dead node is dead as well, and released with it from the values that it captures.
+        for node in self._dead:
+            for graph in subgraphs(node):
+                graph.outputs.clear()
         read = {value for node in self._dead for value in node.inputs if value is not None and value.is_initializer()}
         for node in reversed(self._dead):
             assert isinstance(node.graph, ir.Graph)

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from toy_graphs import evaluate, toy_decoder, without_branches
+from toy_graphs import WIDTH, evaluate, toy_decoder, without_branches
 
 from graph_passes import (
     InlineAttentionFunctions,
@@ -199,3 +199,28 @@ def test_a_session_takes_the_merged_decoder() -> None:
     """The test's own merging is a graph that ONNX Runtime runs."""
     model = merged(toy_decoder(), toy_decoder())
     onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
+
+
+def test_an_if_inside_attention_goes_with_it() -> None:
+    """As in DeBERTa, whose relative positions are computed in branches: what they capture is released with them."""
+    model = toy_decoder()
+    keys = next(node for node in model.graph if node.outputs[0].name == "knew1").outputs[0]
+    flag = ir.Value(name="flag", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
+    model.graph.inputs.append(flag)
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        same = ir.node("Identity", [keys])
+        same.outputs[0].name = f"{name}/keys"
+        same.outputs[0].type, same.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["b", "s", WIDTH])
+        branches[name] = ir.Graph([], same.outputs, nodes=[same], opset_imports={"": 17}, name=name)
+    choice = ir.node("If", [flag], attributes=branches, name="choice")
+    choice.outputs[0].name = "chosen"
+    reader = next(node for node in model.graph if node.outputs[0].name == "present_1_key")
+    model.graph.insert_before(reader, choice)
+    reader.replace_input_with(1, choice.outputs[0])
+    remove_attention(model, [1], kv_names="keep")
+    assert "wk1" not in model.graph.initializers
+    onnx.checker.check_model(ir.serde.serialize_model(model))
+    result = evaluate(model, extra={"flag": np.array(True)})
+    expected = evaluate(without_branches(toy_decoder(), (1,)))
+    np.testing.assert_allclose(result["logits"], expected["logits"], rtol=1e-4, atol=1e-4)
