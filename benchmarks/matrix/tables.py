@@ -25,7 +25,7 @@ _COLUMNS: tuple[Outcome, ...] = (
 )
 _GOOD: tuple[Outcome, ...] = ("faithful",)
 # Nothing to prune, so nothing to explain at length.
-_NO_GRAPH: tuple[Outcome, ...] = ("not exported", "no environment")
+_NO_GRAPH: tuple[Outcome, ...] = ("not exported", "not run", "no environment")
 
 
 def counts(verdicts: Sequence[Verdict]) -> tuple[list[Outcome], dict[str, Counter[str]]]:
