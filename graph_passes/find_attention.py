@@ -83,10 +83,9 @@ def _counted(model: ir.Model, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     doubtful = [entry for entry in flat if _doubtful(entry)]
     if not doubtful:
         return entries
-    layers_key, _ = _METADATA["self"]
-    recorded = model.metadata_props.get(layers_key)
-    if recorded is not None:
-        counts = recorded.count(",") + 1 == len([entry for entry in flat if entry.kind == "self"])
+    if LAYERS_KEY in model.metadata_props:
+        recorded, _ = _recorded_list(model, "self")
+        counts = len(recorded) == len([entry for entry in flat if entry.kind == "self"])
     else:
         counts = not any(entry.cache.past or entry.cache.present for entry in flat)
     return entries if counts else tuple(_without_number(entry) for entry in entries)
@@ -139,19 +138,30 @@ def _number_branches(branches: Branches, counters: Counter[Kind]) -> Iterator[At
 
 def _recorded(model: ir.Model, kind: Kind, found: int) -> tuple[list[int], int]:
     """The original numbers of the ``found`` sublayers of a kind, and how many there were."""
-    layers_key, n_key = _METADATA[kind]
-    recorded = model.metadata_props.get(layers_key)
-    if recorded is None:
+    layers_key, _ = _METADATA[kind]
+    if layers_key not in model.metadata_props:
         return list(range(found)), found
+    layers, n_layers = _recorded_list(model, kind)
+    if len(layers) != found or sorted(set(layers)) != layers:
+        raise ValueError(
+            f"the model's metadata {layers_key}={model.metadata_props[layers_key]} does not describe its {found} "
+            "attention sublayers; the graph was changed after it was pruned"
+        )
+    return layers, n_layers
+
+
+def _recorded_list(model: ir.Model, kind: Kind) -> tuple[list[int], int]:
+    """The metadata of a kind as it was written: the numbers, and how many sublayers there were."""
+    layers_key, n_key = _METADATA[kind]
+    recorded = model.metadata_props[layers_key]
     try:
         layers = json.loads(recorded)
         n_layers = int(model.metadata_props[n_key])
         valid = isinstance(layers, list) and all(type(layer) is int and 0 <= layer < n_layers for layer in layers)
     except (ValueError, KeyError):
         valid = False
-    if not valid or len(layers) != found or sorted(set(layers)) != layers:
+    if not valid:
         raise ValueError(
-            f"the model's metadata {layers_key}={recorded} does not describe its {found} attention sublayers; "
-            "the graph was changed after it was pruned"
+            f"the model's metadata {layers_key}={recorded} is damaged; the graph was changed after pruning"
         )
     return layers, n_layers

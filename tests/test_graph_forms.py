@@ -7,7 +7,6 @@ import random
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from toy_graphs import WIDTH, evaluate, toy_decoder, without_branches
 
@@ -198,7 +197,11 @@ def test_branches_that_do_not_correspond_are_declined_with_both_counts() -> None
 def test_a_session_takes_the_merged_decoder() -> None:
     """The test's own merging is a graph that ONNX Runtime runs."""
     model = merged(toy_decoder(), toy_decoder())
-    onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
+    expected = evaluate(toy_decoder())
+    for flag in (True, False):
+        result = evaluate(model, extra={"use_cache": np.array(flag)})
+        for name, array in expected.items():
+            np.testing.assert_array_equal(result[name], array, err_msg=name)
 
 
 def test_an_if_inside_attention_goes_with_it() -> None:
@@ -224,3 +227,23 @@ def test_an_if_inside_attention_goes_with_it() -> None:
     result = evaluate(model, extra={"flag": np.array(True)})
     expected = evaluate(without_branches(toy_decoder(), (1,)))
     np.testing.assert_allclose(result["logits"], expected["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_pooling_head_takes_no_number_before_and_after_every_layer_went() -> None:
+    """A softmax between two products that adds to no stream; the metadata of an emptied graph is an empty list."""
+    model = toy_decoder()
+    stream = next(node.inputs[0] for node in model.graph if node.outputs[0].name == "logits")
+    turned = ir.node("Transpose", [stream], attributes={"perm": [0, 2, 1]})
+    scores = ir.node("MatMul", [stream, turned.outputs[0]])
+    weights = ir.node("Softmax", [scores.outputs[0]], attributes={"axis": -1})
+    pooled = ir.node("MatMul", [weights.outputs[0], stream])
+    pooled.outputs[0].name, pooled.outputs[0].dtype = "pooled", ir.DataType.FLOAT
+    pooled.outputs[0].shape = ir.Shape(["b", "s", WIDTH])
+    model.graph.extend([turned, scores, weights, pooled])
+    model.graph.outputs.append(pooled.outputs[0])
+    assert find_attention(model).n_layers == 3
+    remove_attention(model, range(3))
+    again = find_attention(model)
+    assert (again.layers, again.n_layers) == ((), 3)
+    assert [no.layer for no in again.unmatched] == [None]
+    remove_attention(model, range(3))
