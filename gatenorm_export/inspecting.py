@@ -65,10 +65,10 @@ def inspect_graph(graph: Path, *, progress: Progress | None = None) -> GraphInsp
 
 
 def _describe(model: ir.Model, site: AttentionSite, found: AttentionSites, flow: Dataflow) -> AttentionSublayer:
-    from graph_passes import SurgeryRefused, block_form, heads_of, operator_name, plan_removal, weights_of
+    from graph_passes import LengthLost, SurgeryRefused, block_form, heads_of, operator_name, plan_removal, weights_of
 
     core, heads = site.cores[0], heads_of(site)
-    weight_bytes, moved, refusal = None, None, None
+    weight_bytes, moved, refusal, length_lost = None, None, None, False
     try:
         numbers = {site.kind: (site.layer,)}
         removal = plan_removal(model, found, numbers.get("self", ()), numbers.get("cross", ()), flow)
@@ -76,7 +76,7 @@ def _describe(model: ir.Model, site: AttentionSite, found: AttentionSites, flow:
         weight_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
         moved = ", ".join(dict.fromkeys(move.source for move in removal.moves if move.gone in site.cache.past)) or None
     except SurgeryRefused as error:
-        refusal = str(error)
+        refusal, length_lost = str(error), isinstance(error, LengthLost)
     count = f", {len(site.cores)} of them" if len(site.cores) > 1 else ""
     softmax = len(core.nodes) > 1
     return AttentionSublayer(
@@ -94,7 +94,7 @@ def _describe(model: ir.Model, site: AttentionSite, found: AttentionSites, flow:
         residual=operator_name(site.residual.merge),
         block=block_form(site, flow),
         weight_bytes=weight_bytes,
-        owns_past_length=moved is not None or (refusal is not None and "reads a length from" in refusal),
+        owns_past_length=moved is not None or length_lost,
         moves_past_length_to=moved,
         refusal=refusal,
     )

@@ -3,7 +3,7 @@
 from graph_passes.bypass_attention import BypassAttention
 from graph_passes.cache_names import KVNames
 from graph_passes.dataflow import Dataflow
-from graph_passes.describe_site import Heads, block_form, heads_of, weights_of
+from graph_passes.describe_site import Heads, block_form, heads_of
 from graph_passes.drop_cache_io import DropCacheIO
 from graph_passes.expose_residuals import ExposeResiduals, residual_names
 from graph_passes.find_attention import CROSS_LAYERS_KEY, LAYERS_KEY, N_CROSS_KEY, N_LAYERS_KEY, find_attention
@@ -19,11 +19,12 @@ from graph_passes.sites import (
     AttentionSites,
     CacheTensors,
     Kind,
+    LengthLost,
     NoMatch,
     ResidualMerge,
     SurgeryRefused,
 )
-from graph_passes.sweep import Sweep
+from graph_passes.sweep import Sweep, weights_of
 
 __all__ = [
     "CROSS_LAYERS_KEY",
@@ -44,6 +45,7 @@ __all__ = [
     "InlineAttentionFunctions",
     "KVNames",
     "Kind",
+    "LengthLost",
     "LengthMove",
     "MovePastLength",
     "NoMatch",

@@ -79,13 +79,14 @@ class BypassAttention(ir.passes.InPlacePass):
         normed = prior.outputs[0]
         if normed.is_graph_output() or not self._dead.issuperset(normed.consumers()) or prior in self._dead:
             return None
-        for index in (skip.scale, *([skip.shift] if skip.shift is not None else [])):
-            old = prior.inputs[index] if index < len(prior.inputs) else None
-            new = merge.inputs[index] if index < len(merge.inputs) else None
+        places = [index for index in (skip.scale, skip.shift) if index is not None]
+        wanted = {index: merge.inputs[index] if index < len(merge.inputs) else None for index in places}
+        if any(new is not None and index >= len(prior.inputs) for index, new in wanted.items()):
+            return None
+        for index, new in wanted.items():
             if index >= len(prior.inputs):
-                if new is not None:
-                    return None
                 continue
+            old = prior.inputs[index]
             prior.replace_input_with(index, new)
             if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_input():
                 assert old.graph is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 import onnx_ir as ir
 
@@ -74,13 +73,6 @@ def block_form(site: AttentionSite, flow: Dataflow) -> str:
     total = residual.merge.outputs[0]
     normed = operator_of(residual.merge) in SKIP_NORMS or any(map(_is_norm, total.consumers()))
     return "post-norm" if normed else "plain"
-
-
-def weights_of(dead: Iterable[ir.Node]) -> list[ir.Value]:
-    """Initializers that only the given nodes read."""
-    gone = set(dead)
-    read = {value for node in gone for value in node.inputs if value is not None and value.is_initializer()}
-    return [value for value in read if all(user in gone for user in value.consumers())]
 
 
 def _is_norm(node: ir.Node) -> bool:

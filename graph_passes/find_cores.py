@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import Dataflow, subgraphs, walk
+from graph_passes.dataflow import Dataflow, walk
 from graph_passes.operators import (
     ATTENTION_OPERATORS,
     PROBABILITY_STEPS,
@@ -34,18 +34,6 @@ def find_cores(graph: ir.Graph, flow: Dataflow) -> Iterator[AttentionCore | NoMa
             yield _from_operator(node, ATTENTION_OPERATORS[operator])
         elif node.op_type.endswith("Attention"):
             yield NoMatch(node, f"{operator_name(node)} is an attention operator that gatenorm does not know")
-
-
-def holds_attention(graph: ir.Graph, flow: Dataflow) -> bool:
-    """Whether a graph, or a graph inside it, holds an attention core."""
-    return any(isinstance(found, AttentionCore) for inner in _with_inner(graph) for found in find_cores(inner, flow))
-
-
-def _with_inner(graph: ir.Graph) -> Iterator[ir.Graph]:
-    yield graph
-    for node in graph:
-        for inner in subgraphs(node):
-            yield from _with_inner(inner)
 
 
 def _from_operator(node: ir.Node, operands: AttentionOperator) -> AttentionCore | NoMatch:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
 from graph_passes.operators import SKIP_NORMS, operator_of
+from graph_passes.tape import Tape
 
 
 def lone_norm(merge: ir.Node, total: ir.Value, opsets: Mapping[str, int]) -> ir.Value:
@@ -30,7 +31,7 @@ def lone_norm(merge: ir.Node, total: ir.Value, opsets: Mapping[str, int]) -> ir.
     elif any(node.op_type == skip.alone[1] for node in graph):
         op_type = skip.alone[1]
     else:
-        return _written_out(merge, graph, total, scale, shift, epsilon, opset, centred=not simplified)
+        return _written_out(merge, total, scale, shift, epsilon, opset, centred=not simplified)
     operands = [value for value in (total, scale, shift) if value is not None]
     node = ir.node(op_type, operands, attributes={"axis": -1, "epsilon": epsilon}, name=f"{_base(merge)}/alone")
     node.outputs[0].name = f"{node.name}_output"
@@ -40,7 +41,6 @@ def lone_norm(merge: ir.Node, total: ir.Value, opsets: Mapping[str, int]) -> ir.
 
 def _written_out(
     merge: ir.Node,
-    graph: ir.Graph,
     total: ir.Value,
     scale: ir.Value | None,
     shift: ir.Value | None,
@@ -49,35 +49,28 @@ def _written_out(
     *,
     centred: bool,
 ) -> ir.Value:
-    count = 0
-
-    def make(op_type: str, *inputs: ir.Value, **attributes: int | Sequence[int] | ir.TensorProtocol) -> ir.Value:
-        nonlocal count
-        node = ir.node(op_type, inputs, attributes=attributes, name=f"{_base(merge)}/alone/{op_type}_{count}")
-        node.outputs[0].name = f"{node.name}_output"
-        graph.insert_before(merge, node)
-        count += 1
-        return node.outputs[0]
+    tape = Tape(merge, f"{_base(merge)}/alone")
 
     def mean(value: ir.Value) -> ir.Value:
         # From opset 18 on the axes are an operand.
         if opset >= 18:
-            return make("ReduceMean", value, make("Constant", value=ir.tensor([-1], dtype=ir.DataType.INT64)))
-        return make("ReduceMean", value, axes=[-1])
+            last = tape.make("Constant", value=ir.tensor([-1], dtype=ir.DataType.INT64))
+            return tape.make("ReduceMean", [value, last])
+        return tape.make("ReduceMean", [value], axes=[-1])
 
     # Squares of half-precision numbers overflow, so the statistics are taken in float32, as the fused operator does.
-    wide = total if total.dtype == ir.DataType.FLOAT else make("Cast", total, to=ir.DataType.FLOAT)
+    wide = total if total.dtype == ir.DataType.FLOAT else tape.make("Cast", [total], to=ir.DataType.FLOAT)
     if centred:
-        wide = make("Sub", wide, mean(wide))
-    variance = mean(make("Mul", wide, wide))
-    safe = make("Add", variance, make("Constant", value=ir.tensor(epsilon, dtype=ir.DataType.FLOAT)))
-    normed = make("Div", wide, make("Sqrt", safe))
+        wide = tape.make("Sub", [wide, mean(wide)])
+    variance = mean(tape.make("Mul", [wide, wide]))
+    safe = tape.make("Add", [variance, tape.make("Constant", value=ir.tensor(epsilon, dtype=ir.DataType.FLOAT))])
+    normed = tape.make("Div", [wide, tape.make("Sqrt", [safe])])
     dtype = total.dtype or (scale.dtype if scale is not None else None)
     if dtype is not None and dtype != ir.DataType.FLOAT:
-        normed = make("Cast", normed, to=dtype)
+        normed = tape.make("Cast", [normed], to=dtype)
     if scale is not None:
-        normed = make("Mul", normed, scale)
-    return make("Add", normed, shift) if shift is not None else normed
+        normed = tape.make("Mul", [normed, scale])
+    return tape.make("Add", [normed, shift]) if shift is not None else normed
 
 
 def _base(merge: ir.Node) -> str:

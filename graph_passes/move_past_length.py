@@ -17,7 +17,8 @@ from graph_passes.find_cache import key_value_path
 from graph_passes.lengths import InputLengths, Length
 from graph_passes.operators import node_name
 from graph_passes.same_shape import same_shape
-from graph_passes.sites import AttentionSite, SurgeryRefused
+from graph_passes.sites import AttentionSite, LengthLost
+from graph_passes.tape import Tape
 
 _MASK, _TOKENS = "attention_mask", ("input_ids", "inputs_embeds", "decoder_input_ids")
 """Hugging Face's calling convention: the mask covers past and tokens. It is asked only where the names of the lengths
@@ -74,7 +75,7 @@ def plan_move(
     """Work out before the first edit where the readers of ``gone`` can read instead; ``inputs`` are those that stay.
 
     Raises:
-        SurgeryRefused: nowhere; the text names the layer and the tensor.
+        LengthLost: nowhere; the text names the layer and the tensor.
     """
     substitute = _twin(gone, site, kept) or same_shape(gone, stays)
     if substitute is not None:
@@ -85,7 +86,7 @@ def plan_move(
             _add_aliases(lengths, past, _twin(past, other, kept), inputs)
     shape = lengths.resolve_shape(gone.shape)
     if shape is None:
-        raise SurgeryRefused(
+        raise LengthLost(
             f"{site}, {node_name(readers[0])}: the graph reads a length from {gone.name} {gone.shape or ''}, which no "
             "kept layer's cache and no attention mask of length past + tokens tells; keep one such layer"
         )
@@ -157,23 +158,8 @@ def _replace_operand(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
             node.replace_input_with(index, new)
 
 
-class _Tape:
-    """New nodes in front of another, named after what they replace."""
-
-    def __init__(self, before: ir.Node, base: str) -> None:
-        self._before = before
-        self._base = base
-        self._count = 0
-
-    def make(self, op_type: str, inputs: Sequence[ir.Value] = (), **attributes: int | ir.TensorProtocol) -> ir.Value:
-        name = f"{self._base}/{op_type}_{self._count}"
-        self._count += 1
-        node = ir.node(op_type, inputs, attributes=attributes, name=name)
-        node.outputs[0].name = f"{name}_output"
-        graph = self._before.graph
-        assert isinstance(graph, ir.Graph)
-        graph.insert_before(self._before, node)
-        return node.outputs[0]
+class _LengthTape(Tape):
+    """New nodes that compute lengths."""
 
     def number(self, number: int) -> ir.Value:
         """A constant vector of one number."""
@@ -203,7 +189,7 @@ def _measure_inputs(reader: ir.Node, lengths: Sequence[Length]) -> None:
     start = reader.attributes["start"].as_int() if "start" in reader.attributes else 0
     end = reader.attributes["end"].as_int() if "end" in reader.attributes else len(lengths)
     output = reader.outputs[0]
-    vector = _Tape(reader, f"{output.name}/from_inputs").vector(lengths[slice(start, end)])
+    vector = _LengthTape(reader, f"{output.name}/from_inputs").vector(lengths[slice(start, end)])
     output.replace_all_uses_with(vector)
     assert isinstance(reader.graph, ir.Graph)
     reader.graph.remove(reader, safe=True)
@@ -211,7 +197,7 @@ def _measure_inputs(reader: ir.Node, lengths: Sequence[Length]) -> None:
 
 def _stand_in(reader: ir.Node, move: LengthMove) -> ir.Value:
     """Zeros of the shape that is measured further on, for a reader that relays before it measures."""
-    tape = _Tape(reader, f"{move.gone.name}/stand_in")
+    tape = _LengthTape(reader, f"{move.gone.name}/stand_in")
     dtype = move.gone.dtype or ir.DataType.FLOAT
     zero = ir.tensor([0], dtype=dtype)
     return tape.make("ConstantOfShape", [tape.vector(move.lengths)], value=zero)

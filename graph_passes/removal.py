@@ -12,7 +12,7 @@ from graph_passes.dataflow import Dataflow, Reached, Rewired, content_values, re
 from graph_passes.find_cache import key_value_path, own_key_values
 from graph_passes.move_past_length import LengthMove, plan_move
 from graph_passes.operators import node_name
-from graph_passes.sites import AttentionSite, AttentionSites, Kind, SurgeryRefused
+from graph_passes.sites import AttentionSite, AttentionSites, Kind, LengthLost, SurgeryRefused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,6 @@ class Removal:
     dead: tuple[ir.Node, ...]
     leaving: tuple[ir.Value, ...]
     moves: tuple[LengthMove, ...]
-
-    def numbers(self, kind: Kind) -> tuple[int, ...]:
-        """The numbers of the removed sublayers of a kind."""
-        return tuple(sorted({site.layer for site in self.removed if site.kind == kind}))
 
 
 def plan_removal(
@@ -206,7 +202,7 @@ def _length_moves(
         if measuring:
             try:
                 moves.append(plan_move(value, measuring, site, removed, kept, inputs, stays))
-            except SurgeryRefused:
+            except LengthLost:
                 # Measured in front of attention, as on a projection: what attention and cache have no part in can stay
                 # for its shape alone.
                 cone = reach([value])

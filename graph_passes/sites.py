@@ -18,6 +18,10 @@ class SurgeryRefused(ValueError):
     """A site cannot be removed without changing something else. The text names the layer, the node and the reason."""
 
 
+class LengthLost(SurgeryRefused):
+    """A length is read from a tensor that would go, and nothing that stays tells it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AttentionCore:
     """One attention: a softmax between two products, or a fused operator.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
@@ -35,16 +35,23 @@ class Sweep(ir.passes.InPlacePass):
         for node in self._dead:
             for graph in subgraphs(node):
                 graph.outputs.clear()
-        read = {value for node in self._dead for value in node.inputs if value is not None and value.is_initializer()}
+        weights = weights_of(self._dead)
         for node in reversed(self._dead):
             assert isinstance(node.graph, ir.Graph)
             node.graph.remove(node, safe=True)
-        for value in read:
-            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+        for value in weights:
+            if not value.is_graph_output() and not value.is_graph_input():
                 assert value.name is not None
                 assert value.graph is not None
                 del value.graph.initializers[value.name]
         return ir.passes.PassResult(model, modified=bool(self._leaving or self._dead))
+
+
+def weights_of(dead: Iterable[ir.Node]) -> list[ir.Value]:
+    """Initializers that only the given nodes read."""
+    gone = set(dead)
+    read = {value for node in gone for value in node.inputs if value is not None and value.is_initializer()}
+    return [value for value in read if all(user in gone for user in value.consumers())]
 
 
 def _without_outputs(node: ir.Node, leaving: set[ir.Value]) -> None:
