@@ -1,7 +1,9 @@
 """ONNX graph passes that find attention sublayers and take them out. Imports onnx_ir and the standard library only."""
 
+from graph_passes.blocks import Block, DownProjection, find_blocks, find_read
 from graph_passes.bypass_attention import BypassAttention
 from graph_passes.cache_names import KVNames
+from graph_passes.cut import CutRefused, cut
 from graph_passes.dataflow import Dataflow
 from graph_passes.describe_site import Heads, block_form, heads_of
 from graph_passes.drop_cache_io import DropCacheIO
@@ -24,7 +26,9 @@ from graph_passes.sites import (
     ResidualMerge,
     SurgeryRefused,
 )
+from graph_passes.stand_in import InsertStandIns, StandIn
 from graph_passes.sweep import Sweep, weights_of
+from graph_passes.unfuse_norms import UnfuseSkipNorms
 
 __all__ = [
     "CROSS_LAYERS_KEY",
@@ -35,14 +39,18 @@ __all__ = [
     "AttentionCore",
     "AttentionSite",
     "AttentionSites",
+    "Block",
     "BypassAttention",
     "CacheTensors",
+    "CutRefused",
     "Dataflow",
+    "DownProjection",
     "DropCacheIO",
     "ExposeResiduals",
     "GateAttention",
     "Heads",
     "InlineAttentionFunctions",
+    "InsertStandIns",
     "KVNames",
     "Kind",
     "LengthLost",
@@ -52,11 +60,16 @@ __all__ = [
     "Removal",
     "RemoveAttention",
     "ResidualMerge",
+    "StandIn",
     "SurgeryRefused",
     "Sweep",
+    "UnfuseSkipNorms",
     "apply_removal",
     "block_form",
+    "cut",
     "find_attention",
+    "find_blocks",
+    "find_read",
     "heads_of",
     "operator_name",
     "plan_removal",

@@ -35,8 +35,12 @@ def plan_removal(
     layers: Iterable[int],
     cross: Iterable[int] = (),
     flow: Dataflow | None = None,
+    *,
+    needed: Sequence[ir.Value] = (),
 ) -> Removal:
     """Work out and check the removal of the given layers. Layers that an earlier pruning removed are no error.
+
+    ``needed`` are values that must stay for another reason, such as a norm that a stand-in reads.
 
     Raises:
         SurgeryRefused: a layer does not exist or was not matched, or its attention would stay alive for another reason
@@ -51,7 +55,7 @@ def plan_removal(
     for site in removed:
         check_bypass(site, model)
     leaving = _leaving_outputs(model, removed, flow)
-    outputs = [value for value in model.graph.outputs if value not in leaving]
+    outputs = [*(value for value in model.graph.outputs if value not in leaving), *needed]
     rewired = rewiring(removed)
     before = reach(model.graph.outputs, measured=False)
     after = reach(outputs, rewired=rewired, leaving=leaving, measured=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
+from graph_passes.blocks import find_read
 from graph_passes.bypass_attention import BypassAttention
 from graph_passes.cache_names import KVNames, dense_names
 from graph_passes.dataflow import Dataflow
@@ -14,30 +15,51 @@ from graph_passes.find_attention import find_attention, record_layers
 from graph_passes.move_past_length import MovePastLength
 from graph_passes.removal import Removal, plan_removal
 from graph_passes.sites import AttentionSites, SurgeryRefused
+from graph_passes.stand_in import InsertStandIns, StandIn
 from graph_passes.sweep import Sweep
 
 
 def remove_attention(
-    model: ir.Model, layers: Iterable[int], *, cross: Iterable[int] = (), kv_names: KVNames = "dense"
+    model: ir.Model,
+    layers: Iterable[int],
+    *,
+    cross: Iterable[int] = (),
+    kv_names: KVNames = "dense",
+    stand_ins: Mapping[int, StandIn] | None = None,
 ) -> Removal:
     """Remove the attention sublayers of ``layers`` from ``model``, in place.
 
-    Afterwards each of them adds nothing to the residual stream: its nodes, its weights and its cache inputs and outputs
-    are gone. ``cross`` names cross-attention sublayers, which stay otherwise. Everything is checked before the first
-    edit. Layers that were removed earlier are left out silently, so doing it twice is doing it once; empty lists leave
-    the model untouched.
+    Afterwards each of them adds nothing to the residual stream, or what its entry in ``stand_ins`` adds: its nodes, its
+    weights and its cache inputs and outputs are gone. ``cross`` names cross-attention sublayers, which stay otherwise.
+    Everything is checked before the first edit. Layers that were removed earlier are left out silently, so doing it
+    twice is doing it once; empty lists leave the model untouched.
 
     Raises:
         SurgeryRefused: a layer does not exist or cannot be removed; the model is unchanged.
         ValueError: metadata of an earlier pruning contradicts the graph.
     """
-    flow = Dataflow(model)
+    flow, stand_ins = Dataflow(model), dict(stand_ins or {})
     found = find_attention(model, flow)
-    return apply_removal(model, found, plan_removal(model, found, layers, cross, flow), kv_names=kv_names)
+    layers = tuple(layers)
+    replaced = {site.layer: site for site in found.chosen(stand_ins)}
+    unplaced = sorted(layer for layer in stand_ins if layer not in replaced or layer not in layers)
+    if unplaced:
+        raise SurgeryRefused(f"layer {unplaced[0]} has a stand-in but is not removed from this graph")
+    reads = {layer: find_read(site, flow) for layer, site in replaced.items()}
+    removal = plan_removal(model, found, layers, cross, flow, needed=list(reads.values()))
+    insertion = InsertStandIns(replaced.values(), stand_ins, reads) if stand_ins else None
+    return apply_removal(model, found, removal, kv_names=kv_names, insertion=insertion)
 
 
-def apply_removal(model: ir.Model, found: AttentionSites, removal: Removal, *, kv_names: KVNames = "dense") -> Removal:
-    """Carry out a removal that was planned on this very model, and return it.
+def apply_removal(
+    model: ir.Model,
+    found: AttentionSites,
+    removal: Removal,
+    *,
+    kv_names: KVNames = "dense",
+    insertion: InsertStandIns | None = None,
+) -> Removal:
+    """Carry out a removal that was planned on this very model, and return it; stand-ins are inserted first.
 
     Raises:
         SurgeryRefused: the cache tensors cannot be renamed; the model is unchanged.
@@ -46,8 +68,10 @@ def apply_removal(model: ir.Model, found: AttentionSites, removal: Removal, *, k
     renames = dense_names(removal.removed, staying) if kv_names == "dense" else {}
     if not removal.removed:
         return removal
-    passes = (
-        BypassAttention(removal.removed, removal.dead),
+    bare = tuple(site for site in removal.removed if insertion is None or not insertion.replaces(site))
+    passes: list[ir.passes.PassBase] = [] if insertion is None else [insertion]
+    passes += (
+        BypassAttention(bare, removal.dead),
         MovePastLength(removal.moves),
         Sweep(removal.leaving, removal.dead),
         DropCacheIO(removal.removed, staying, renames),

@@ -21,6 +21,8 @@ VERBS = {
     "prune": "remove attention sublayers from an ONNX graph",
     "build": "build a TensorRT engine from an ONNX graph",
     "compare": "prove a pruning: faithfulness, quality, latency, sizes",
+    "eval": "score models on zero-shot tasks of lm-eval, side by side",
+    "recover": "fine-tune the pruned model with LoRA, and export and prune it again",
     "report": "write the report of a run folder again",
 }
 """Every verb, in the order of the pipeline after ``run``; each lives in the module of its name beside this file."""

@@ -15,6 +15,7 @@ from gatenorm_export.records.comparison import (
     StepError,
     Threshold,
 )
+from gatenorm_export.records.evaluation import Evaluation, ModelResult, TaskMetric, TaskResult
 from gatenorm_export.records.graph import (
     EngineArtifact,
     ExportedGraph,
@@ -35,6 +36,7 @@ from gatenorm_export.records.model import (
     ModelSpec,
     PrunePlan,
 )
+from gatenorm_export.records.recovery import RecoveryLoss, RecoveryPoint, RecoveryQuality, RecoveryReport
 from gatenorm_export.records.run import Artifact, RunManifest, StageEntry
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "Convention",
     "DepthTrend",
     "EngineArtifact",
+    "Evaluation",
     "ExportedGraph",
     "Faithfulness",
     "FileDigest",
@@ -57,6 +60,7 @@ __all__ = [
     "LatencyRow",
     "LayerScore",
     "LayerScores",
+    "ModelResult",
     "ModelSpec",
     "Part",
     "Profile",
@@ -65,10 +69,16 @@ __all__ = [
     "PrunedGraph",
     "Quality",
     "Record",
+    "RecoveryLoss",
+    "RecoveryPoint",
+    "RecoveryQuality",
+    "RecoveryReport",
     "RunManifest",
     "Sizes",
     "StageEntry",
     "StepError",
+    "TaskMetric",
+    "TaskResult",
     "Threshold",
     "UnmatchedNode",
     "Weights",

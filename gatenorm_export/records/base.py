@@ -19,6 +19,7 @@ TOOLS = (
     "numpy",
     "torch",
     "transformers",
+    "peft",
     "onnx",
     "onnx-ir",
     "onnxruntime",

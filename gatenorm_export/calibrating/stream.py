@@ -1,0 +1,272 @@
+"""A decoder graph as a chain of layers on ONNX Runtime: the residual stream can be stopped, kept and changed anywhere.
+
+The graph is cut at the residual stream in front of every attention sublayer. Each layer becomes two sessions, attention
+and what follows it, so that a layer can be run with its attention, without it, or with something else in its place, and
+so that nothing in front of a change is computed twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graph_passes import (
+    Block,
+    CutRefused,
+    Dataflow,
+    DownProjection,
+    InlineAttentionFunctions,
+    UnfuseSkipNorms,
+    cut,
+    find_attention,
+    find_blocks,
+)
+
+from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
+from gatenorm_export.errors import InputError, RefusedError, needs
+from gatenorm_export.graphs import external_tensors, load_graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# protobuf refuses messages of 2 GiB, so a larger piece goes through a file.
+_IN_MEMORY_BYTES = 1_500_000_000
+
+Stream = np.ndarray
+"""The residual stream, [windows, tokens, d_model], in float32 whatever the graph's own type."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """What a layer computes behind its attention.
+
+    ``following`` is the stream in front of the next layer; ``after`` the sum that attention ends in; ``hidden``
+    [windows, tokens, d_hidden] the operand of the MLP's last matrix and ``total`` the stream behind it, both None
+    where the MLP ends in something else than one matrix.
+    """
+
+    following: Stream
+    after: Stream
+    hidden: np.ndarray | None
+    total: Stream | None
+
+
+class StreamModel:
+    """A decoder graph, cut into its layers.
+
+    Raises:
+        InputError: not an ONNX file, or one that ONNX Runtime cannot run.
+        RefusedError: the graph is no decoder over tokens that can be cut: attention in branches of an If,
+            cross-attention, a layer that reads what lies in front of its stream.
+    """
+
+    def __init__(self, graph: Path) -> None:
+        with needs("ort", "measuring layers"):
+            import onnxruntime  # noqa: F401
+        from onnx_ir.passes.common import ShapeInferencePass
+
+        self.graph = graph
+        self._model = load_graph(graph)
+        InlineAttentionFunctions()(self._model)
+        UnfuseSkipNorms()(self._model)
+        ShapeInferencePass(check_type=False, strict_mode=False)(self._model)
+        try:
+            flow = Dataflow(self._model)
+            found = find_attention(self._model, flow)
+        except ValueError as error:
+            raise InputError(f"{graph}: {error}") from error
+        if not found.sites:
+            raise RefusedError(f"{graph}: no attention was found to measure")
+        for site in found.sites:
+            if site.kind != "self" or site.graph is not self._model.graph:
+                where = "cross-attention" if site.kind != "self" else "attention in a branch of an If"
+                raise RefusedError(f"{graph}: has {where}; only plain decoders can be measured layer by layer")
+        self.n_layers = found.n_layers
+        self.blocks: dict[int, Block] = {block.layer: block for block in find_blocks(found, flow)}
+        self.layers: tuple[int, ...] = tuple(self.blocks)
+        self._sessions: dict[tuple[str, int], _Piece] = {}
+        self._bounds = self._stream_bounds()
+        self._logits = self._model.graph.outputs[0]
+        self._check_inputs()
+
+    def feeds(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """The inputs of a prefill of whole windows, tokens [windows, length]: no padding, an empty cache."""
+        windows, length = tokens.shape
+        feed: dict[str, np.ndarray] = {
+            TOKENS: tokens.astype(np.int64),
+            MASK: np.ones(tokens.shape, np.int64),
+            POSITIONS: np.tile(np.arange(length, dtype=np.int64), (windows, 1)),
+        }
+        for value in self._model.graph.inputs:
+            if value.name in feed or value.is_initializer():
+                continue
+            assert value.name is not None
+            assert value.shape is not None
+            feed[value.name] = np.zeros(_empty(value.shape, windows), _numpy_type(value))
+        return feed
+
+    def embed(self, tokens: np.ndarray) -> Stream:
+        """The stream in front of the first layer, for tokens [windows, length]."""
+        (stream,) = self._run("embed", 0, [], [self._bounds[0]], [], tokens)
+        return stream
+
+    def attend(self, layer: int, stream: Stream, tokens: np.ndarray) -> tuple[Stream, np.ndarray]:
+        """What a layer's attention adds, and what it read: the stream or its norm."""
+        block = self.blocks[layer]
+        branch, read = self._run(
+            "attend", layer, [block.stream], [block.site.residual.branch, block.read], [stream], tokens
+        )
+        return branch, read
+
+    def read(self, layer: int, stream: Stream, tokens: np.ndarray) -> np.ndarray:
+        """What a layer's attention would read, [windows, tokens, d_model]."""
+        block = self.blocks[layer]
+        if block.read is block.stream:
+            return stream
+        (read,) = self._run("read", layer, [block.stream], [block.read], [stream], tokens)
+        return read
+
+    def rest(self, layer: int, stream: Stream, branch: Stream, tokens: np.ndarray) -> Rest:
+        """What follows attention, when attention adds ``branch``."""
+        block = self.blocks[layer]
+        following = self._bounds[self.layers.index(layer) + 1]
+        down = block.down if isinstance(block.down, DownProjection) else None
+        wanted = [following, block.after or following]
+        wanted += [down.hidden, down.total] if down is not None else []
+        got = self._run("rest", layer, [block.stream, block.site.residual.branch], wanted, [stream, branch], tokens)
+        return Rest(got[0], got[1], *(got[2:] if down is not None else (None, None)))
+
+    def logits(self, stream: Stream, tokens: np.ndarray) -> np.ndarray:
+        """Logits [windows, tokens, vocabulary] from the stream behind the last layer."""
+        (logits,) = self._run("head", 0, [self._bounds[-1]], [self._logits], [stream], tokens)
+        return logits
+
+    def down_weight(self, layer: int) -> np.ndarray:
+        """The last matrix of a layer's MLP, [d_hidden, d_model] in float32.
+
+        Raises:
+            RefusedError: the MLP ends in something else; the text says in what.
+        """
+        down = self.down(layer)
+        tensor = down.weight.const_value
+        assert tensor is not None
+        weight = tensor.numpy().astype(np.float32)
+        return weight.T if down.transposed else weight
+
+    def down(self, layer: int) -> DownProjection:
+        """The last matrix of a layer's MLP, as the graph has it.
+
+        Raises:
+            RefusedError: the MLP ends in something else; the text says in what.
+        """
+        down = self.blocks[layer].down
+        if isinstance(down, str):
+            raise RefusedError(f"{self.graph}: layer {layer} has no matrix that `mlp` could fit anew: {down}")
+        return down
+
+    def _stream_bounds(self) -> list[ir.Value]:
+        last = self.blocks[self.layers[-1]]
+        end = last.after if isinstance(last.down, str) else last.down.total
+        if end is None:
+            raise RefusedError(f"{self.graph}: the stream behind layer {last.layer} was not found: {last.down}")
+        return [*(block.stream for block in self.blocks.values()), end]
+
+    def _check_inputs(self) -> None:
+        caches = {past for block in self.blocks.values() for past in block.site.cache.past}
+        inputs = [value for value in self._model.graph.inputs if not value.is_initializer()]
+        strange = [v.name for v in inputs if v.name not in {TOKENS, MASK, POSITIONS} and v not in caches]
+        if strange or TOKENS not in {value.name for value in inputs}:
+            what = f"has the input {strange[0]}" if strange else f"has no input {TOKENS}"
+            raise RefusedError(f"{self.graph}: {what}; only decoders over tokens, mask and positions can be measured")
+
+    def _run(
+        self,
+        kind: str,
+        layer: int,
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        arrays: Sequence[np.ndarray],
+        tokens: np.ndarray,
+    ) -> list[np.ndarray]:
+        piece = self._sessions.get((kind, layer))
+        if piece is None:
+            piece = self._sessions[kind, layer] = self._piece(inputs, outputs)
+        return piece(arrays, self.feeds(tokens))
+
+    def _piece(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> _Piece:
+        distinct = list(dict.fromkeys(outputs))
+        try:
+            model = cut(self._model, inputs, distinct, closed=self._bounds)
+        except CutRefused as error:
+            raise RefusedError(f"{self.graph}: cannot be cut into layers: {error}") from error
+        return _Piece(model, len(inputs), [distinct.index(output) for output in outputs], self.graph)
+
+
+class _Piece:
+    """One session; the first inputs are streams, the rest is fed by name."""
+
+    def __init__(self, model: ir.Model, n_streams: int, order: list[int], graph: Path) -> None:
+        import onnx_ir as ir
+
+        for value in (*model.graph.inputs[:n_streams], *model.graph.outputs):
+            value.dtype = value.dtype or ir.DataType.FLOAT
+        self._session = _open(model, graph)
+        self._order = order
+        entries = self._session.get_inputs()
+        self._streams = [(entry.name, _TYPES.get(entry.type, np.float32)) for entry in entries[:n_streams]]
+        self._fed = [entry.name for entry in entries[n_streams:]]
+
+    def __call__(self, arrays: Sequence[np.ndarray], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        inputs = {name: feed[name] for name in self._fed}
+        for (name, dtype), array in zip(self._streams, arrays, strict=True):
+            inputs[name] = np.ascontiguousarray(array, dtype)
+        results = [np.asarray(result, np.float32) for result in self._session.run(None, inputs)]
+        return [results[index] for index in self._order]
+
+
+_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
+
+
+def _open(model: ir.Model, graph: Path) -> Any:
+    import onnx_ir as ir
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    try:
+        if size < _IN_MEMORY_BYTES:
+            for tensor, replace in external_tensors(model):
+                replace(ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name))
+            encoded = ir.to_proto(model).SerializeToString()
+            return onnxruntime.InferenceSession(encoded, options, providers=["CPUExecutionProvider"])
+        with TemporaryDirectory(prefix="gatenorm.") as folder:
+            path = Path(folder) / "piece.onnx"
+            ir.save(model, path, external_data="piece.data")
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{graph}: ONNX Runtime cannot run a layer of it by itself ({first})") from error
+
+
+def _empty(shape: ir.Shape, windows: int) -> list[int]:
+    """The shape of a cache before the first token: the first open length is the batch, every other one the past."""
+    lengths, seen = [], False
+    for length in shape:
+        lengths.append(length if isinstance(length, int) else 0 if seen else windows)
+        seen = seen or not isinstance(length, int)
+    return lengths
+
+
+def _numpy_type(value: ir.Value) -> Any:
+    assert value.dtype is not None
+    return value.dtype.numpy()
