@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gatenorm_export.architectures import adapter_for
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.graphs import TOKENIZER_FILES
 from gatenorm_export.records import ModelSpec
 from gatenorm_export.silence import silenced
+
+if TYPE_CHECKING:
+    from gatenorm_export.repairs import LayerRepair
 
 
 def load_framework_model(spec: ModelSpec) -> tuple[Any, Any | None]:
@@ -69,31 +72,59 @@ def load_tokenizer(folder: Path | None, spec: ModelSpec | None) -> Any | None:
 
 
 @contextlib.contextmanager
-def zeroed_attention(model: Any, spec: ModelSpec, layers: Iterable[int]) -> Iterator[None]:
+def zeroed_attention(
+    model: Any, spec: ModelSpec, layers: Iterable[int], repairs: Mapping[int, LayerRepair] | None = None
+) -> Iterator[None]:
     """While the block runs, the attention modules of ``layers`` return zeros; their KV cache is still filled.
+
+    With ``repairs`` they return what their stand-ins compute from what the modules are given, and a repaired MLP has
+    its new last matrix.
 
     Raises:
         RefusedError: a layer does not exist.
     """
-    adapter = adapter_for(spec.architecture)
+    import torch
+
+    adapter, repairs = adapter_for(spec.architecture), repairs or {}
     blocks = operator.attrgetter(adapter.blocks)(model)
     beyond = [layer for layer in layers if not 0 <= layer < len(blocks)]
     if beyond:
         raise RefusedError(f"layer {beyond[0]} does not exist: {spec.name} has {len(blocks)} attention layers")
-    hooks = [operator.attrgetter(adapter.attention)(blocks[layer]).register_forward_hook(_zero) for layer in layers]
+    hooks, replaced = [], []
+    for layer in layers:
+        repair = repairs.get(layer)
+        attention = operator.attrgetter(adapter.attention)(blocks[layer])
+        hooks.append(attention.register_forward_hook(_instead(repair), with_kwargs=True))
+        if repair is not None and repair.down is not None:
+            weight = operator.attrgetter(adapter.down)(blocks[layer]).weight
+            replaced.append((weight, weight.data))
+            weight.data = torch.from_numpy(repair.down.T.copy()).to(weight.dtype)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        for weight, data in replaced:
+            weight.data = data
 
 
-def _zero(module: Any, inputs: Any, output: Any) -> Any:
-    import torch
+def _instead(repair: LayerRepair | None) -> Callable[[Any, Any, Any, Any], Any]:
+    """A forward hook that puts zeros, or a stand-in's result, in the place of what an attention module returns."""
 
-    if isinstance(output, tuple):
-        return (torch.zeros_like(output[0]), *output[1:])
-    return torch.zeros_like(output)
+    def hook(module: Any, inputs: Any, named: Any, output: Any) -> Any:
+        import torch
+
+        first = output[0] if isinstance(output, tuple) else output
+        result = torch.zeros_like(first)
+        if repair is not None and repair.bias is not None:
+            value = inputs[0] if inputs else named["hidden_states"]
+            for factor in repair.factors:
+                value = value @ torch.from_numpy(factor).to(first.dtype)
+            bias = torch.from_numpy(repair.bias).to(first.dtype)
+            result = (value if repair.factors else result) + bias
+        return (result, *output[1:]) if isinstance(output, tuple) else result
+
+    return hook
 
 
 def _location(spec: ModelSpec) -> tuple[str, dict[str, str]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.records import LayerScores, PrunePlan
+from gatenorm_export.records import GuardReport, LayerScores, PrunePlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +48,20 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-def make_plan(scores: LayerScores, request: DropRequest, *, scores_sha256: str) -> PrunePlan:
-    """Choose the layers: the lowest scores that are not protected; of equal scores the deeper layer goes first.
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Layers that may go, the first to go first; how many are asked for, and that in words."""
+
+    layers: tuple[int, ...]
+    count: int
+    policy: str
+
+
+def rank_layers(scores: LayerScores, request: DropRequest) -> Ranking:
+    """The layers that are not protected, by score; of equal scores the deeper layer goes first.
 
     Raises:
-        RefusedError: more layers than there are, a layer that does not exist, or one both asked for and protected.
+        RefusedError: more layers than there are, or a layer that does not exist.
         InputError: not exactly one of number, ratio and list; a ratio outside 0 to 1; a negative number.
     """
     existing = {entry.layer for entry in scores.layers}
@@ -65,24 +75,46 @@ def make_plan(scores: LayerScores, request: DropRequest, *, scores_sha256: str) 
         clash = sorted(set(request.layers) & set(request.protect))
         if clash:
             raise RefusedError(f"layer {clash[0]} is both to be dropped and protected; take it out of one list")
-        drop, policy = tuple(sorted(request.layers)), "the layers that were asked for"
-    else:
-        count, policy = _count(request, n_layers)
-        candidates = [entry for entry in scores.layers if entry.layer not in request.protect]
-        if count > len(candidates):
-            protected = f", {len(set(request.protect))} of them protected" if request.protect else ""
-            raise RefusedError(f"cannot drop {count} attention sublayers: there are {n_layers}{protected}")
-        ranked = sorted(candidates, key=lambda entry: (entry.score, -entry.layer))
-        drop = tuple(sorted(entry.layer for entry in ranked[:count]))
+        return Ranking(tuple(sorted(request.layers)), len(request.layers), "the layers that were asked for")
+    count, policy = _count(request, n_layers)
+    candidates = [entry for entry in scores.layers if entry.layer not in request.protect]
+    if count > len(candidates):
+        protected = f", {len(set(request.protect))} of them protected" if request.protect else ""
+        raise RefusedError(f"cannot drop {count} attention sublayers: there are {n_layers}{protected}")
+    ranked = sorted(candidates, key=lambda entry: (entry.score, -entry.layer))
+    return Ranking(tuple(entry.layer for entry in ranked), count, policy)
+
+
+def make_plan(scores: LayerScores, request: DropRequest, *, scores_sha256: str) -> PrunePlan:
+    """Choose the layers: the lowest scores that are not protected; of equal scores the deeper layer goes first.
+
+    Raises:
+        RefusedError, InputError: as :func:`rank_layers`.
+    """
+    ranking = rank_layers(scores, request)
+    return plan_of(scores, request, ranking.layers[: ranking.count], ranking.policy, scores_sha256=scores_sha256)
+
+
+def plan_of(
+    scores: LayerScores,
+    request: DropRequest,
+    drop: Iterable[int],
+    policy: str,
+    *,
+    scores_sha256: str,
+    guard: GuardReport | None = None,
+) -> PrunePlan:
+    """The record of a choice."""
     return PrunePlan(
         convention=scores.convention,
         model_name=scores.model.name,
         model_digest=scores.model.digest,
         scores_sha256=scores_sha256,
-        n_layers=n_layers,
+        n_layers=len(scores.layers),
         policy=policy,
         protect=tuple(sorted(set(request.protect))),
-        drop=drop,
+        drop=tuple(sorted(drop)),
+        guard=guard,
     )
 
 

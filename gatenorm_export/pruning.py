@@ -24,12 +24,13 @@ from gatenorm_export.records import (
     PrunePlan,
     Weights,
 )
+from gatenorm_export.repairs import REPAIR_FILE, Repaired, save_repairs
 from gatenorm_export.side_files import side_files
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graph_passes import AttentionSite, AttentionSites, Kind, KVNames, Removal
+    from graph_passes import AttentionSite, AttentionSites, Kind, KVNames, Removal, StandIn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,7 @@ def prune_graph(
     kv_names: KVNames = "dense",
     weights: Weights = "compact",
     plan_sha256: str | None = None,
+    repaired: Repaired | None = None,
     progress: Progress | None = None,
 ) -> PrunedGraph:
     """Remove attention sublayers from an ONNX file: the self-attention of ``layers``, the cross-attention of ``cross``.
@@ -77,6 +79,8 @@ def prune_graph(
     or a file name ending in ``.onnx``. The same inputs give the same bytes. With ``weights`` "compact" tensors stay in
     the file when they were in the source's, and go to ``NAME.data`` beside it when the source kept them outside or they
     pass protobuf's limit; with "share" the graph points into the source's data files and no weight is copied.
+
+    ``repaired`` puts what was fitted in the place of the removed attention; it must be for exactly ``layers``.
 
     Of the source, the graph's own bytes are held against its manifest, and its data files' sizes; their digests are
     not, because that would read every weight once more. `compare` and `build` check them.
@@ -103,9 +107,12 @@ def prune_graph(
     _check_place(model, graph, folder / name)
     with progress.task(f"remove {len(layers) + len(cross)} attention sublayers"):
         try:
-            removal = remove_attention(model, layers, cross=cross, kv_names=kv_names)
+            stand_ins = _stand_ins(graph, model, found, repaired) if repaired is not None else {}
+            removal = remove_attention(model, layers, cross=cross, kv_names=kv_names, stand_ins=stand_ins)
         except SurgeryRefused as error:
             raise RefusedError(f"{graph}: {error}") from error
+    if repaired is not None:
+        _replace_downs(graph, model, repaired)
     names = CacheNames(past_before, _past_names(removal.kept))
     beside = {} if as_file else side_files(graph, folder / name, names, progress)
     layer_map = _layer_map(removal, found)
@@ -116,6 +123,12 @@ def prune_graph(
         write_checked(model, staging / name, graph, data_folder=folder if shared else staging)
         for side, content in beside.items():
             (staging / side).write_bytes(content)
+        after = _facts(model, dataclasses.replace(found, sites=removal.kept))
+        repair = None
+        if repaired is not None:
+            file = REPAIR_FILE if name == GRAPH_NAME else f"{Path(name).stem}.{REPAIR_FILE}"
+            save_repairs(repaired.layers, staging / file)
+            repair = repaired.record(file, before.n_parameters - after.n_parameters)
         record = PrunedGraph(
             convention=plan.convention if plan is not None else Convention(),
             graph=name,
@@ -134,10 +147,67 @@ def prune_graph(
             kv_cache=_kv_cache(removal),
             past_length_from=_past_length_source(removal),
             before=before,
-            after=_facts(model, dataclasses.replace(found, sites=removal.kept)),
+            after=after,
+            repair=repair,
         )
         record.save(staging / manifest_file(Path(name)).name)
     return record
+
+
+def _stand_ins(graph: Path, model: ir.Model, found: AttentionSites, repaired: Repaired) -> dict[int, StandIn]:
+    """The fitted arrays as tensors of the graph's own types."""
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    from graph_passes import Dataflow, StandIn, find_read
+
+    typed = model.clone()
+    ShapeInferencePass(check_type=False, strict_mode=False)(typed)
+    types = {value.name: value.dtype for node in typed.graph for value in node.outputs}
+    floats = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    # Where inference does not reach, most of the weights have the type of the stream.
+    common = max(
+        (tensor for tensor in floats if tensor.dtype.is_floating_point()),
+        key=lambda tensor: tensor.nbytes,
+        default=None,
+    )
+    usual = common.dtype if common is not None else ir.DataType.FLOAT
+    flow, stand_ins = Dataflow(model), {}
+    for site in found.chosen(repaired.layers):
+        repair = repaired.layers[site.layer]
+        if repair.bias is not None:
+            read_type = types.get(find_read(site, flow).name) or usual
+            branch_type = types.get(site.residual.branch.name) or usual
+            stand_ins[site.layer] = StandIn(
+                ir.tensor(repair.bias.astype(branch_type.numpy())),
+                tuple(ir.tensor(factor.astype(read_type.numpy())) for factor in repair.factors),
+            )
+    return stand_ins
+
+
+def _replace_downs(graph: Path, model: ir.Model, repaired: Repaired) -> None:
+    """Give the MLPs their new last matrices, in the old ones' layout and type."""
+    import numpy as np
+    import onnx_ir as ir
+
+    from graph_passes import Dataflow, DownProjection, UnfuseSkipNorms, find_attention, find_blocks
+
+    wanted = {layer: repair.down for layer, repair in repaired.layers.items() if repair.down is not None}
+    if not wanted:
+        return
+    # Behind a fused norm the sum is no value, so the matrices are looked up where the norms are apart.
+    apart, _ = _analyse(graph)
+    UnfuseSkipNorms()(apart)
+    flow = Dataflow(apart)
+    for block in find_blocks(find_attention(apart, flow), flow):
+        if block.layer in wanted:
+            if not isinstance(block.down, DownProjection):
+                raise RefusedError(f"{graph}: layer {block.layer} has no matrix to replace: {block.down}")
+            assert block.down.weight.name is not None
+            value = model.graph.initializers[block.down.weight.name]
+            array = wanted[block.layer].T if block.down.transposed else wanted[block.layer]
+            assert value.const_value is not None
+            value.const_value = ir.tensor(np.ascontiguousarray(array, value.const_value.dtype.numpy()), name=value.name)
 
 
 def _check_place(model: ir.Model, graph: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ class Adapter:
     """A family of decoders with separate query and key projections.
 
     Tensor names have a ``{layer}`` field; ``blocks`` is an attribute path from the framework model to its list of
-    blocks, ``attention`` one from a block to its attention module.
+    blocks, ``attention`` one from a block to its attention module, ``down`` one to the last Linear of its MLP.
     """
 
     family: str
@@ -20,3 +20,4 @@ class Adapter:
     gguf_key: str
     blocks: str
     attention: str
+    down: str

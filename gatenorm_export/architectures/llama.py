@@ -12,4 +12,5 @@ LLAMA = Adapter(
     gguf_key="blk.{layer}.attn_k.weight",
     blocks="model.layers",
     attention="self_attn",
+    down="mlp.down_proj",
 )

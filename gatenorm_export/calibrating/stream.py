@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
+from gatenorm_export.errors import InputError, RefusedError, needs
+from gatenorm_export.graphs import external_tensors, load_graph
 from graph_passes import (
     Block,
     CutRefused,
@@ -26,10 +29,6 @@ from graph_passes import (
     find_attention,
     find_blocks,
 )
-
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
-from gatenorm_export.errors import InputError, RefusedError, needs
-from gatenorm_export.graphs import external_tensors, load_graph
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gatenorm_export.errors import InputError
 from gatenorm_export.planning import DropRequest, parse_layers
 
 if TYPE_CHECKING:
     from gatenorm_export.building import ShapeRequest
+    from gatenorm_export.calibrating import CorpusRequest, GuardRequest
     from gatenorm_export.comparing.compare import ComparisonRequest
 
 
@@ -42,6 +44,93 @@ def drop_request(args: argparse.Namespace) -> DropRequest:
         ratio=args.ratio,
         layers=parse_layers(args.layers) if args.layers is not None else None,
         protect=parse_layers(args.protect) if args.protect else (),
+    )
+
+
+def add_calibration(parser: argparse.ArgumentParser, *names: str) -> None:
+    """The text that guard and repair use; ``names`` are further names of the option."""
+    group = parser.add_argument_group("calibration text")
+    group.add_argument(
+        "--calibration-text",
+        *names,
+        dest="calibration_text",
+        type=Path,
+        metavar="FILE",
+        help="text to fit and measure on, a few KB of anything, beside the text that gatenorm ships",
+    )
+    group.add_argument("--no-shipped-text", action="store_true", help="use that text alone")
+
+
+def corpus_request(args: argparse.Namespace) -> CorpusRequest:
+    """The texts that :func:`add_calibration`'s options name.
+
+    Raises:
+        InputError: no text is left.
+    """
+    from gatenorm_export.calibrating import CorpusRequest
+
+    if args.no_shipped_text and args.calibration_text is None:
+        raise InputError("--no-shipped-text leaves no text; name one with --calibration-text")
+    return CorpusRequest(args.calibration_text, shipped=not args.no_shipped_text)
+
+
+def add_repair(parser: argparse.ArgumentParser) -> None:
+    """``--repair``."""
+    parser.add_argument(
+        "--repair",
+        default="none",
+        metavar="KIND",
+        help="what takes the place of removed attention, fitted on text in closed form: none, bias (one Add), mlp (the "
+        "layer's MLP gets another last matrix, at no cost), linear (one d x d matrix) or linear:RANK (default: none)",
+    )
+
+
+def add_guard(parser: argparse.ArgumentParser) -> None:
+    """``--guard`` and how it searches."""
+    group = parser.add_argument_group("guard")
+    group.add_argument("--guard", action="store_true", help="choose by what removals cost on text, not by scores alone")
+    group.add_argument(
+        "--search",
+        choices=("greedy", "order"),
+        default="greedy",
+        help="at each step the layer that costs least, or the order of the scores, sparing what costs more than the "
+        "budget (default: greedy)",
+    )
+    group.add_argument(
+        "--budget",
+        type=float,
+        metavar="X",
+        help="no removal may multiply perplexity by more than X (default: 1.05 for order, none for greedy)",
+    )
+    group.add_argument("--candidates", type=int, metavar="K", help="only the K lowest scores may go (default: all)")
+    group.add_argument(
+        "--despite-failure", action="store_true", help="go on although the plan shows the signs of a ruined model"
+    )
+
+
+def guard_request(args: argparse.Namespace) -> GuardRequest | None:
+    """The guard that :func:`add_guard`'s options describe; None without ``--guard``.
+
+    Raises:
+        InputError: an option that means nothing without ``--guard``, or a value out of range.
+    """
+    from gatenorm_export.calibrating import GuardRequest
+    from gatenorm_export.repairs import parse_repair
+
+    if not args.guard:
+        if args.budget is not None or args.candidates is not None or args.despite_failure or args.search != "greedy":
+            raise InputError("--search, --budget, --candidates and --despite-failure belong to --guard; add it")
+        return None
+    if args.budget is not None and not args.budget >= 1.0:
+        raise InputError(f"--budget {args.budget:g}: a factor on perplexity is 1 or more, such as 1.05")
+    if args.candidates is not None and args.candidates < 1:
+        raise InputError(f"--candidates {args.candidates}: give a number of layers")
+    return GuardRequest(
+        search=args.search,
+        budget=args.budget,
+        candidates=args.candidates,
+        repair=parse_repair(args.repair),
+        force=args.despite_failure,
     )
 
 

@@ -5,20 +5,40 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.console import RenderableType
+from rich.table import Table
+
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.cli.console import Terminal
-from gatenorm_export.cli.options import add_drop, add_output, drop_request
-from gatenorm_export.errors import ExitCode
+from gatenorm_export.cli.options import (
+    add_calibration,
+    add_drop,
+    add_guard,
+    add_output,
+    add_repair,
+    corpus_request,
+    drop_request,
+    guard_request,
+)
+from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.graphs import graph_file
 from gatenorm_export.records import LayerScores, PrunePlan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = "Choose the attention sublayers to remove, from a file of scores."
-    parser.epilog = "example:\n  gatenorm plan scores/scores.json --drop 4 --protect 0,1 -o plan.json"
+    parser.description = "Choose the attention sublayers to remove, from a file of scores; with --guard by measuring."
+    parser.epilog = (
+        "examples:\n  gatenorm plan scores/scores.json --drop 4 --protect 0,1 -o plan.json\n"
+        "  gatenorm plan scores/scores.json --drop 8 --guard --graph base/ --repair linear -o plan.json"
+    )
     parser.add_argument("scores", type=Path, help="scores.json, as `gatenorm score -o` or --json writes it")
     parser.add_argument("-o", "--out", type=Path, help="a folder (plan.json in it) or a .json file")
     add_drop(parser, required=True)
+    add_guard(parser)
+    parser.add_argument("--graph", type=Path, help="with --guard: the unpruned graph, a .onnx file or its folder")
+    add_repair(parser)
+    add_calibration(parser, "--text")
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -28,13 +48,42 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal.of(args)
     from gatenorm_export.planning import make_plan
 
-    plan = make_plan(LayerScores.load(args.scores), drop_request(args), scores_sha256=sha256_of(args.scores))
+    scores, sha256 = LayerScores.load(args.scores), sha256_of(args.scores)
+    path = None
     if args.out is not None:
         path = args.out if args.out.suffix == ".json" else args.out / "plan.json"
+    guard = guard_request(args)
+    if guard is None:
+        _check_unguarded(args)
+        plan = make_plan(scores, drop_request(args), scores_sha256=sha256)
+    else:
+        from gatenorm_export.calibrating import CACHE_NAME, guarded_plan
+
+        if args.graph is None:
+            raise InputError("--guard measures on a graph; name the unpruned one with --graph")
+        plan = guarded_plan(
+            scores,
+            graph_file(args.graph),
+            drop_request(args),
+            guard,
+            corpus_request(args),
+            scores_sha256=sha256,
+            cache=path.with_name(CACHE_NAME) if path is not None else None,
+            progress=terminal.progress,
+        )
+    if path is not None:
         plan.save(path)
         terminal.say(f"wrote {path}")
-    terminal.result(plan.to_object(), plan_line(plan))
+    terminal.result(plan.to_object(), plan_line(plan), *guard_lines(plan))
     return int(ExitCode.OK)
+
+
+def _check_unguarded(args: argparse.Namespace) -> None:
+    """Refuse options that would be ignored."""
+    if args.graph is not None or args.calibration_text is not None or args.no_shipped_text:
+        raise InputError("--graph and the calibration text belong to --guard; add it, or leave them out")
+    if args.repair != "none":
+        raise InputError("--repair is given to `gatenorm prune`; `plan` needs it with --guard only, to measure with it")
 
 
 def plan_line(plan: PrunePlan) -> str:
@@ -43,3 +92,22 @@ def plan_line(plan: PrunePlan) -> str:
         return f"drop none of {plan.n_layers} attention sublayers of {plan.model_name}"
     listed = ", ".join(map(str, plan.drop))
     return f"drop {len(plan.drop)} of {plan.n_layers} attention sublayers of {plan.model_name}: {listed}"
+
+
+def guard_lines(plan: PrunePlan) -> list[RenderableType]:
+    """What was measured, step by step, and what was spared and why."""
+    if plan.guard is None:
+        return []
+    table = Table(title=f"Guard on {plan.guard.n_tokens:,} tokens of {plan.guard.text}", title_justify="left")
+    for column in ("step", "layer", "perplexity", "ratio", "this step", "KL, nats"):
+        table.add_column(column, justify="right")
+    for number, step in enumerate(plan.guard.steps, 1):
+        table.add_row(
+            str(number),
+            str(step.layer),
+            f"{step.ppl:.2f}",
+            f"{step.ppl_ratio:.3f}",
+            f"{step.cost:.3f}",
+            f"{step.kl_nats:.4f}",
+        )
+    return [table, *plan.guard.sentences]

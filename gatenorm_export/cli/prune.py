@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.cli.console import Terminal
-from gatenorm_export.cli.options import add_kv_names, add_output
-from gatenorm_export.errors import ExitCode
+from gatenorm_export.cli.options import add_calibration, add_kv_names, add_output, add_repair, corpus_request
+from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.records import PrunedGraph, PrunePlan
+
+if TYPE_CHECKING:
+    from gatenorm_export.repairs import Repaired
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "graph alone, in their folder or above (default: compact)",
     )
     add_kv_names(parser)
+    add_repair(parser)
+    add_calibration(parser, "--text")
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -49,12 +55,16 @@ def run(args: argparse.Namespace) -> int:
     from gatenorm_export.planning import parse_layers
     from gatenorm_export.pruning import prune_graph
 
+    graph = graph_file(args.graph)
+    plan = PrunePlan.load(args.plan) if args.plan else None
+    layers = parse_layers(args.layers) if args.layers else ()
     record = prune_graph(
-        graph_file(args.graph),
+        graph,
         args.out,
-        plan=PrunePlan.load(args.plan) if args.plan else None,
+        plan=plan,
         plan_sha256=sha256_of(args.plan) if args.plan else None,
-        layers=parse_layers(args.layers) if args.layers else (),
+        layers=layers,
+        repaired=_repaired(args, graph, plan.drop if plan is not None else layers, terminal),
         cross=parse_layers(args.cross) if args.cross else (),
         kv_names=args.kv_names,
         weights=args.weights,
@@ -62,6 +72,19 @@ def run(args: argparse.Namespace) -> int:
     )
     terminal.result(record.to_object(), pruned_line(record))
     return int(ExitCode.OK)
+
+
+def _repaired(args: argparse.Namespace, graph: Path, drop: tuple[int, ...], terminal: Terminal) -> Repaired | None:
+    from gatenorm_export.repairs import parse_repair
+
+    repair = parse_repair(args.repair)
+    if repair.kind == "none":
+        if args.calibration_text is not None or args.no_shipped_text:
+            raise InputError("the calibration text is for --repair; add it, or leave the text out")
+        return None
+    from gatenorm_export.calibrating import fit_plan
+
+    return fit_plan(graph, drop, repair, corpus_request(args), progress=terminal.progress)
 
 
 def pruned_line(record: PrunedGraph) -> str:
@@ -77,5 +100,16 @@ def pruned_line(record: PrunedGraph) -> str:
         f"{before.n_nodes - after.n_nodes:,} of {before.n_nodes:,} nodes, "
         f"{before.n_parameters - after.n_parameters:,} of {before.n_parameters:,} parameters and "
         f"{before.kv_bytes_per_token - after.kv_bytes_per_token:,} of {before.kv_bytes_per_token:,} bytes of KV cache "
-        f"per token are gone{moved}{hint}"
+        f"per token are gone{moved}{hint}{_repair_words(record)}"
+    )
+
+
+def _repair_words(record: PrunedGraph) -> str:
+    repair = record.repair
+    if repair is None:
+        return ""
+    share = repair.flops_per_token / repair.removed_flops_per_token if repair.removed_flops_per_token else 0.0
+    return (
+        f"; repaired by {repair.kind}, fitted on {repair.n_tokens:,} tokens: {repair.n_parameters:,} parameters and "
+        f"{repair.flops_per_token:,} FLOPs per token come back, {share:.0%} of what the removed projections took"
     )

@@ -28,8 +28,10 @@ from gatenorm_export.records import (
     GraphFacts,
     ModelSpec,
     PrunedGraph,
+    RepairRecord,
     Sizes,
 )
+from gatenorm_export.repairs import load_repairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,7 @@ class _Pair:
     dropped: tuple[int, ...]
     model: ModelSpec | None
     convention: Convention
+    repair: RepairRecord | None = None
 
 
 def compare_graphs(
@@ -146,6 +149,7 @@ def _pair(base: Path, pruned: Path) -> _Pair:
             pruned_record.dropped,
             model,
             pruned_record.convention,
+            pruned_record.repair,
         )
     before, after = describe_graph(base), describe_graph(pruned)
     if before.n_layers != after.n_layers:
@@ -203,7 +207,8 @@ def _checkpoint(recorded: ModelSpec | None, asked: str | None, progress: Progres
 def _faithfulness(pair: _Pair, spec: ModelSpec | None, reason: str, progress: Progress) -> Faithfulness:
     if spec is None:
         return Faithfulness(passed=None, reason=f"not run: {reason}", reference="none")
-    result = check_faithfulness(pair.pruned, spec, pair.dropped, progress=progress)
+    repairs = load_repairs(pair.pruned.parent / Path(pair.repair.file).name) if pair.repair is not None else None
+    result = check_faithfulness(pair.pruned, spec, pair.dropped, repairs=repairs, progress=progress)
     # The framework model is as large as both graphs together; it must be gone before they are loaded.
     gc.collect()
     return result

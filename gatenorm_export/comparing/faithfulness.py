@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Faithfulness, ModelSpec, StepError
 from gatenorm_export.silence import silent_polygraphy
+
+if TYPE_CHECKING:
+    from gatenorm_export.repairs import LayerRepair
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest logit error as a share of the reference's logit range. fp32 over thirty layers stays an order of magnitude
@@ -24,13 +28,15 @@ def check_faithfulness(
     dropped: tuple[int, ...],
     *,
     model: Any = None,
+    repairs: Mapping[int, LayerRepair] | None = None,
     progress: Progress | None = None,
 ) -> Faithfulness:
     """Compare ``graph`` with the framework model of ``spec`` whose attention branches ``dropped`` are zeroed by hooks.
 
     Both run the same script: a left-padded prefill of two prompts, eight decode steps with a real KV cache, a chunk of
     four tokens onto the cache, two more decode steps, teacher-forced with the reference's greedy tokens. With nothing
-    dropped this validates an export. ``model`` saves loading it again.
+    dropped this validates an export. ``model`` saves loading it again; ``repairs`` stand in for the dropped
+    attention in the framework model too.
 
     Raises:
         MissingPartError: onnxruntime or polygraphy is not installed.
@@ -47,7 +53,7 @@ def check_faithfulness(
         with progress.task("load the framework model"):
             model, _ = load_framework_model(spec)
     reference = FrameworkDecoder(model)
-    with progress.task("check faithfulness"), silent_polygraphy(), zeroed_attention(model, spec, dropped):
+    with progress.task("check faithfulness"), silent_polygraphy(), zeroed_attention(model, spec, dropped, repairs):
         logits: list[np.ndarray] = []
 
         def logits_of(feed: Any) -> np.ndarray:
@@ -70,7 +76,7 @@ def check_faithfulness(
         )
         outputs = [[step["logits"] for step in iterations] for iterations in results.values()]
         verdicts = [bool(step["logits"]) for step in next(iter(compared[0].values()))]
-    return _summarise(script.names, outputs, verdicts, tolerance, logit_range, dropped)
+    return _summarise(script.names, outputs, verdicts, tolerance, logit_range, _what_went(dropped, repairs))
 
 
 def _summarise(
@@ -79,7 +85,7 @@ def _summarise(
     verdicts: list[bool],
     tolerance: float,
     logit_range: float,
-    dropped: tuple[int, ...],
+    zeroed: str,
 ) -> Faithfulness:
     steps = []
     tokens_equal = True
@@ -91,7 +97,6 @@ def _summarise(
         tokens_equal &= _same_tokens(expected[:, -1], got[:, -1], tolerance)
     worst = max(steps, key=lambda step: step.max_abs_error if np.isfinite(step.max_abs_error) else np.inf)
     passed = all(step.passed for step in steps) and tokens_equal
-    zeroed = f"attention of layers {', '.join(map(str, dropped))} zeroed" if dropped else "nothing zeroed"
     reason = (
         f"{'passed' if passed else 'FAILED'}: largest logit error {worst.max_abs_error:.1e} ({worst.step}), tolerance "
         f"{tolerance:.1e}, over prefill with left padding and {len(steps) - 1} steps with cache"
@@ -106,6 +111,13 @@ def _summarise(
         tolerance=tolerance,
         tokens_equal=tokens_equal,
     )
+
+
+def _what_went(dropped: tuple[int, ...], repairs: Mapping[int, LayerRepair] | None) -> str:
+    if not dropped:
+        return "nothing zeroed"
+    done = "replaced by its repair" if repairs else "zeroed"
+    return f"attention of layers {', '.join(map(str, dropped))} {done}"
 
 
 def _same_tokens(expected: np.ndarray, got: np.ndarray, tolerance: float) -> bool:

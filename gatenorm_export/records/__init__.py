@@ -25,8 +25,11 @@ from gatenorm_export.records.graph import (
     Profile,
     ProfileBounds,
     PrunedGraph,
+    RepairedLayer,
+    RepairRecord,
     Weights,
 )
+from gatenorm_export.records.guard import GuardReport, GuardStep, SparedLayer
 from gatenorm_export.records.inspection import AttentionSublayer, GraphInspection, UnmatchedNode
 from gatenorm_export.records.model import (
     DepthTrend,
@@ -55,6 +58,8 @@ __all__ = [
     "GraphFacts",
     "GraphFile",
     "GraphInspection",
+    "GuardReport",
+    "GuardStep",
     "KVCache",
     "Latency",
     "LatencyRow",
@@ -73,8 +78,11 @@ __all__ = [
     "RecoveryPoint",
     "RecoveryQuality",
     "RecoveryReport",
+    "RepairRecord",
+    "RepairedLayer",
     "RunManifest",
     "Sizes",
+    "SparedLayer",
     "StageEntry",
     "StepError",
     "TaskMetric",

@@ -69,10 +69,38 @@ class ExportedGraph(Record):
     tolerance: float
 
 
+class RepairedLayer(Part):
+    """One repaired layer. ``unexplained`` is the share of the target's squares left on text that the fit did not see."""
+
+    layer: int
+    ridge: float | None
+    unexplained: float | None
+    n_parameters: int
+    flops_per_token: int
+
+
+class RepairRecord(Part):
+    """What takes the place of removed attention, what it was fitted on, and what it costs.
+
+    ``removed_flops_per_token`` are those of the weights that the pruning took out, two for each parameter.
+    """
+
+    kind: str
+    file: str
+    text: str
+    text_sha256: str
+    n_tokens: int
+    layers: tuple[RepairedLayer, ...]
+    n_parameters: int
+    flops_per_token: int
+    removed_flops_per_token: int
+
+
 class PrunedGraph(Record):
     """An ONNX graph with attention sublayers taken out, and how it relates to its parent.
 
     ``files`` were written with the graph; ``shared`` are the source's data files that the graph points into.
+    ``repair`` says what stands in for the removed attention, where something does.
     """
 
     kind: Literal["pruned"] = "pruned"
@@ -93,6 +121,7 @@ class PrunedGraph(Record):
     past_length_from: str | None
     before: GraphFacts
     after: GraphFacts
+    repair: RepairRecord | None = None
 
 
 class ProfileBounds(Part):

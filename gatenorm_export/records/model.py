@@ -10,6 +10,7 @@ from pydantic import ConfigDict, computed_field
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.records.base import Part, Record
+from gatenorm_export.records.guard import GuardReport
 
 
 class FileDigest(Part):
@@ -74,7 +75,7 @@ class LayerScores(Record):
 
 
 class PrunePlan(Record):
-    """The attention sublayers to remove."""
+    """The attention sublayers to remove; ``guard`` says what was measured where a plan was guarded."""
 
     kind: Literal["plan"] = "plan"
     model_name: str
@@ -84,3 +85,4 @@ class PrunePlan(Record):
     policy: str
     protect: tuple[int, ...]
     drop: tuple[int, ...]
+    guard: GuardReport | None = None

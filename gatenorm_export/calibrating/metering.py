@@ -1,0 +1,137 @@
+"""Measure what removing a layer costs: the unpruned distributions against those of a chain of layers with some gone.
+
+The stream in front of every layer of the plan so far is kept, so that a candidate costs only the layers behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from gatenorm_export.artifacts import sha256_of_text, write_text
+from gatenorm_export.calibrating.fitting import WINDOWS_AT_ONCE, repaired_layer
+from gatenorm_export.calibrating.stream import Stream, StreamModel
+from gatenorm_export.comparing.quality import log_softmax
+from gatenorm_export.records import tool_versions
+from gatenorm_export.repairs import LayerRepair
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of a set of removed layers, on the measured windows: KL(base || removed) in nats per token, and perplexity."""
+
+    kl_nats: float
+    ppl: float
+
+
+class Meter:
+    """Measures removals on windows of tokens [n, length]."""
+
+    def __init__(self, model: StreamModel, tokens: np.ndarray) -> None:
+        self._model = model
+        self._tokens = tokens
+        self._batches = [slice(start, start + WINDOWS_AT_ONCE) for start in range(0, len(tokens), WINDOWS_AT_ONCE)]
+        self._dropped: frozenset[int] = frozenset()
+        self._repairs: Mapping[int, LayerRepair] = {}
+        self._streams: dict[int, Stream] = {}
+        self._end = self._walk(model.layers[0], self._embed(), frozenset(), keep=self._streams)
+        self._base = self._end
+        self.base_ppl = float(np.exp(self._nats(self._base)))
+
+    def adopt(self, dropped: frozenset[int], repairs: Mapping[int, LayerRepair]) -> None:
+        """Make ``dropped`` the plan that candidates are measured on top of, repaired by ``repairs``."""
+        first = min(dropped ^ self._dropped, key=self._model.layers.index, default=None)
+        self._dropped, self._repairs = dropped, repairs
+        if first is not None:
+            self._walk(first, self._streams[first], dropped, keep=self._streams)
+
+    def cost(self, layer: int | None, *, windows: int | None = None) -> Cost:
+        """What the plan costs with ``layer`` removed as well (None: as it is), on the first ``windows`` of them."""
+        start = self._model.layers[0] if layer is None else layer
+        dropped = self._dropped | ({layer} if layer is not None else frozenset())
+        stream = self._walk(start, self._streams[start][:windows], dropped)
+        kl, nats, n = 0.0, 0.0, 0
+        for index, row in enumerate(stream):
+            p, q = (log_softmax(self._logits(s, index)) for s in (self._base[index], row))
+            kl += float((np.exp(p) * (p - q)).sum())
+            nats -= float(q[np.arange(len(row) - 1), self._tokens[index, 1:]].sum())
+            n += len(row)
+        predicted = n - len(stream)
+        return Cost(max(kl / n, 0.0), float(np.exp(nats / predicted)))
+
+    def _nats(self, streams: Stream) -> float:
+        total = 0.0
+        for index, row in enumerate(streams):
+            logp = log_softmax(self._logits(row, index))
+            total -= float(logp[np.arange(len(row) - 1), self._tokens[index, 1:]].mean())
+        return total / len(streams)
+
+    def _logits(self, row: np.ndarray, index: int) -> np.ndarray:
+        return self._model.logits(row[None], self._tokens[index][None])[0]
+
+    def _embed(self) -> Stream:
+        return np.concatenate([self._model.embed(self._tokens[batch]) for batch in self._batches])
+
+    def _walk(
+        self, start: int, stream: Stream, dropped: frozenset[int], keep: dict[int, Stream] | None = None
+    ) -> Stream:
+        """The stream behind the last layer, from the one in front of ``start``."""
+        model = self._model
+        for layer in model.layers[model.layers.index(start) :]:
+            if keep is not None:
+                keep[layer] = stream
+            following = np.empty_like(stream)
+            for batch in self._batches:
+                part, tokens = stream[batch], self._tokens[: len(stream)][batch]
+                if not len(part):
+                    continue
+                if layer in dropped:
+                    following[batch] = repaired_layer(model, layer, part, tokens, self._repairs.get(layer))
+                else:
+                    branch, _ = model.attend(layer, part, tokens)
+                    following[batch] = model.rest(layer, part, branch, tokens).following
+            stream = following
+        return stream
+
+
+class Measurements:
+    """Costs measured so far, kept in a file, so that an interrupted search goes on where it was."""
+
+    def __init__(self, path: Path | None, *decides: str) -> None:
+        self._path = path
+        self._key = sha256_of_text(json.dumps([*decides, tool_versions()], sort_keys=True))
+        self._costs: dict[str, tuple[float, float]] = {}
+        self.n_reused = 0
+        if path is not None and path.is_file():
+            try:
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                if kept.get("key") == self._key:
+                    self._costs = {name: (float(kl), float(ppl)) for name, (kl, ppl) in kept["costs"].items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                # Lost measurements cost time, nothing else.
+                self._costs = {}
+
+    def __len__(self) -> int:
+        return len(self._costs)
+
+    def get(self, name: str) -> Cost | None:
+        """A cost that was measured before."""
+        known = self._costs.get(name)
+        self.n_reused += known is not None
+        return Cost(*known) if known is not None else None
+
+    def put(self, name: str, cost: Cost) -> Cost:
+        """Keep a cost."""
+        self._costs[name] = (cost.kl_nats, cost.ppl)
+        if self._path is not None:
+            write_text(self._path, json.dumps({"kind": "measurements", "key": self._key, "costs": self._costs}))
+        return cost
+
+    def forget(self) -> None:
+        """Remove the file: the search that it served is finished."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""What a guarded plan measured, and why it spares what it spares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gatenorm_export.records.base import Part
+
+
+class GuardStep(Part):
+    """One accepted removal. All figures are of the plan up to here, repaired; ``cost`` is the step's own ppl ratio."""
+
+    layer: int
+    kl_nats: float
+    ppl: float
+    ppl_ratio: float
+    cost: float
+
+
+class SparedLayer(Part):
+    """A layer that was measured and stays: by what its removal would have multiplied perplexity, and the reason."""
+
+    layer: int
+    ppl_ratio: float
+    protected: bool
+    reason: str
+
+
+class GuardReport(Part):
+    """How a plan was guarded. Perplexities are of the measured windows, which no repair was fitted on."""
+
+    search: Literal["order", "greedy"]
+    repair: str
+    budget: float | None
+    candidates: tuple[int, ...]
+    text: str
+    text_sha256: str
+    n_tokens: int
+    base_ppl: float
+    steps: tuple[GuardStep, ...]
+    spared: tuple[SparedLayer, ...]
+    n_measured: int
+    seconds: float
+    sentences: tuple[str, ...]
+    forced: bool = False
