@@ -25,7 +25,9 @@ from gatenorm_export.reporting import ReportMaterial, write_report
 
 if TYPE_CHECKING:
     from gatenorm_export.building import Flavour, ShapeRequest
+    from gatenorm_export.calibrating import CorpusRequest, GuardRequest
     from gatenorm_export.comparing.compare import ComparisonRequest
+    from gatenorm_export.repairs import Repair
     from graph_passes import KVNames
 
 GRAPHS = ("base", "pruned")
@@ -43,6 +45,9 @@ class RunRequest:
     flavour: str
     shapes: ShapeRequest
     comparison: ComparisonRequest
+    repair: Repair
+    calibration: CorpusRequest
+    guard: GuardRequest | None = None
     force: bool = False
 
 
@@ -81,8 +86,8 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
     ledger = Ledger(request.out, spec, request.comparison.command, force=request.force, progress=progress)
     run = _Run(request, ledger, progress, spec_digest=spec.digest)
     scores = run.score(spec)
-    plan = run.plan(scores)
     run.export(spec)
+    plan = run.plan(scores)
     run.prune(plan)
     engines = run.build(flavour) if flavour is not None else ()
     if flavour is None:
@@ -161,14 +166,33 @@ class _Run:
         return scores
 
     def plan(self, scores: LayerScores) -> PrunePlan:
-        digest = self._ledger.sha256("score", _SCORES)
+        digest, request = self._ledger.sha256("score", _SCORES), self._request
+        decides: dict[str, Any] = dataclasses.asdict(request.drop)
+        parents = [digest]
+        if request.guard is not None:
+            decides |= {"guard": dataclasses.asdict(request.guard), "text": request.calibration.decides()}
+            parents.append(self._ledger.sha256("export", f"base/{GRAPH_NAME}"))
 
         def produce() -> Iterable[Path]:
-            plan = make_plan(scores, self._request.drop, scores_sha256=digest)
+            if request.guard is None:
+                plan = make_plan(scores, request.drop, scores_sha256=digest)
+            else:
+                from gatenorm_export.calibrating import CACHE_NAME, guarded_plan
+
+                plan = guarded_plan(
+                    scores,
+                    self._out / "base" / GRAPH_NAME,
+                    request.drop,
+                    request.guard,
+                    request.calibration,
+                    scores_sha256=digest,
+                    cache=self._out / CACHE_NAME,
+                    progress=self._progress,
+                )
             plan.save(self._out / _PLAN)
             return [self._out / _PLAN]
 
-        self._ledger.stage("plan", dataclasses.asdict(self._request.drop), [digest], produce)
+        self._ledger.stage("plan", decides, parents, produce)
         return PrunePlan.load(self._out / _PLAN)
 
     def export(self, spec: ModelSpec) -> None:
@@ -189,18 +213,28 @@ class _Run:
         def produce() -> Iterable[Path]:
             from gatenorm_export.pruning import prune_graph
 
+            repaired = None
+            if self._request.repair.kind != "none":
+                from gatenorm_export.calibrating import fit_plan
+
+                repair, text = self._request.repair, self._request.calibration
+                repaired = fit_plan(base, plan.drop, repair, text, progress=self._progress)
             record = prune_graph(
                 base,
                 folder,
                 plan=plan,
                 plan_sha256=plan_sha256,
+                repaired=repaired,
                 kv_names=self._request.kv_names,
                 progress=self._progress,
             )
             return [folder / MANIFEST_NAME, *(folder / file.name for file in record.files)]
 
         parents = [self._ledger.sha256("export", f"base/{GRAPH_NAME}"), plan_sha256]
-        self._ledger.stage("prune", {"kv_names": self._request.kv_names}, parents, produce)
+        decides: dict[str, Any] = {"kv_names": self._request.kv_names}
+        if self._request.repair.kind != "none":
+            decides |= {"repair": str(self._request.repair), "text": self._request.calibration.decides()}
+        self._ledger.stage("prune", decides, parents, produce)
         record = PrunedGraph.load(folder / MANIFEST_NAME)
         self._ledger.describe(n_layers=record.n_layers, layer_map=record.layer_map)
 

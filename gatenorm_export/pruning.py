@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gatenorm_export.artifacts import sha256_of, staged_folder
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.genai_config import CacheNames
+from gatenorm_export.graph_repairs import replace_downs, stand_ins_of
 from gatenorm_export.graph_storage import compact_weights, share_weights, write_checked
 from gatenorm_export.graphs import GRAPH_NAME, claim_place, external_tensors, graph_manifest, load_graph, manifest_file
 from gatenorm_export.progress import Progress, Quiet
@@ -30,7 +31,7 @@ from gatenorm_export.side_files import side_files
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graph_passes import AttentionSite, AttentionSites, Kind, KVNames, Removal, StandIn
+    from graph_passes import AttentionSite, AttentionSites, Kind, KVNames, Removal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +108,12 @@ def prune_graph(
     _check_place(model, graph, folder / name)
     with progress.task(f"remove {len(layers) + len(cross)} attention sublayers"):
         try:
-            stand_ins = _stand_ins(graph, model, found, repaired) if repaired is not None else {}
+            stand_ins = stand_ins_of(model, found, repaired) if repaired is not None else {}
             removal = remove_attention(model, layers, cross=cross, kv_names=kv_names, stand_ins=stand_ins)
         except SurgeryRefused as error:
             raise RefusedError(f"{graph}: {error}") from error
     if repaired is not None:
-        _replace_downs(graph, model, repaired)
+        replace_downs(graph, model, repaired)
     names = CacheNames(past_before, _past_names(removal.kept))
     beside = {} if as_file else side_files(graph, folder / name, names, progress)
     layer_map = _layer_map(removal, found)
@@ -152,62 +153,6 @@ def prune_graph(
         )
         record.save(staging / manifest_file(Path(name)).name)
     return record
-
-
-def _stand_ins(graph: Path, model: ir.Model, found: AttentionSites, repaired: Repaired) -> dict[int, StandIn]:
-    """The fitted arrays as tensors of the graph's own types."""
-    import onnx_ir as ir
-    from onnx_ir.passes.common import ShapeInferencePass
-
-    from graph_passes import Dataflow, StandIn, find_read
-
-    typed = model.clone()
-    ShapeInferencePass(check_type=False, strict_mode=False)(typed)
-    types = {value.name: value.dtype for node in typed.graph for value in node.outputs}
-    floats = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
-    # Where inference does not reach, most of the weights have the type of the stream.
-    common = max(
-        (tensor for tensor in floats if tensor.dtype.is_floating_point()),
-        key=lambda tensor: tensor.nbytes,
-        default=None,
-    )
-    usual = common.dtype if common is not None else ir.DataType.FLOAT
-    flow, stand_ins = Dataflow(model), {}
-    for site in found.chosen(repaired.layers):
-        repair = repaired.layers[site.layer]
-        if repair.bias is not None:
-            read_type = types.get(find_read(site, flow).name) or usual
-            branch_type = types.get(site.residual.branch.name) or usual
-            stand_ins[site.layer] = StandIn(
-                ir.tensor(repair.bias.astype(branch_type.numpy())),
-                tuple(ir.tensor(factor.astype(read_type.numpy())) for factor in repair.factors),
-            )
-    return stand_ins
-
-
-def _replace_downs(graph: Path, model: ir.Model, repaired: Repaired) -> None:
-    """Give the MLPs their new last matrices, in the old ones' layout and type."""
-    import numpy as np
-    import onnx_ir as ir
-
-    from graph_passes import Dataflow, DownProjection, UnfuseSkipNorms, find_attention, find_blocks
-
-    wanted = {layer: repair.down for layer, repair in repaired.layers.items() if repair.down is not None}
-    if not wanted:
-        return
-    # Behind a fused norm the sum is no value, so the matrices are looked up where the norms are apart.
-    apart, _ = _analyse(graph)
-    UnfuseSkipNorms()(apart)
-    flow = Dataflow(apart)
-    for block in find_blocks(find_attention(apart, flow), flow):
-        if block.layer in wanted:
-            if not isinstance(block.down, DownProjection):
-                raise RefusedError(f"{graph}: layer {block.layer} has no matrix to replace: {block.down}")
-            assert block.down.weight.name is not None
-            value = model.graph.initializers[block.down.weight.name]
-            array = wanted[block.layer].T if block.down.transposed else wanted[block.layer]
-            assert value.const_value is not None
-            value.const_value = ir.tensor(np.ascontiguousarray(array, value.const_value.dtype.numpy()), name=value.name)
 
 
 def _check_place(model: ir.Model, graph: Path, target: Path) -> None:

@@ -69,7 +69,7 @@ class LayerRepair:
         value = read.reshape(-1, read.shape[-1])
         for factor in self.factors:
             value = value @ factor
-        return (value + self.bias).reshape(like.shape)
+        return np.asarray((value + self.bias).reshape(like.shape))
 
     @property
     def n_parameters(self) -> int:

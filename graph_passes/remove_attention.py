@@ -45,7 +45,7 @@ def remove_attention(
     unplaced = sorted(layer for layer in stand_ins if layer not in replaced or layer not in layers)
     if unplaced:
         raise SurgeryRefused(f"layer {unplaced[0]} has a stand-in but is not removed from this graph")
-    reads = {layer: find_read(site, flow) for layer, site in replaced.items()}
+    reads = {layer: find_read(site, flow) for layer, site in replaced.items() if stand_ins[layer].factors}
     removal = plan_removal(model, found, layers, cross, flow, needed=list(reads.values()))
     insertion = InsertStandIns(replaced.values(), stand_ins, reads) if stand_ins else None
     return apply_removal(model, found, removal, kv_names=kv_names, insertion=insertion)

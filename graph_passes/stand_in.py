@@ -28,7 +28,8 @@ class StandIn:
 class InsertStandIns(ir.passes.InPlacePass):
     """Give each sum's readers a copy of the sum that adds the stand-in; the sublayer itself stays until it is removed.
 
-    ``reads`` are the values that queries, keys and values are projected from (:func:`find_read`), by layer.
+    ``reads`` are the values that queries, keys and values are projected from (:func:`find_read`), by layer; a constant
+    needs none.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class InsertStandIns(ir.passes.InPlacePass):
         """Insert them in the order of the graph."""
         moved: dict[ir.Value, ir.Value] = {}
         for site in self._sites:
-            read = self._reads[site.layer]
+            read = self._reads.get(site.layer, site.residual.stream)
             moved |= _insert(model, site, self._stand_ins[site.layer], moved.get(read, read))
         return ir.passes.PassResult(model, modified=bool(self._sites))
 

@@ -81,7 +81,7 @@ def test_a_second_run_reuses_every_stage_and_says_so(workspace: Path, capfd: pyt
     code, out, err = gatenorm(capfd, *arguments, "--text", workspace / "text.txt", "--json")
     result = json.loads(out)
     assert code == 0
-    assert result["reused"] == ["score", "plan", "export", "prune", "compare", "report"]
+    assert result["reused"] == ["score", "export", "plan", "prune", "compare", "report"]
     assert "export: unchanged inputs, reusing" in err
     assert (workspace / "out" / "report.html").stat().st_mtime_ns == before
     assert result["faithfulness"]["passed"] is True

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.comparing.text import Text, load_text
 from gatenorm_export.errors import InputError, needs
 from gatenorm_export.framework import load_tokenizer
@@ -27,6 +28,10 @@ class CorpusRequest:
 
     text: Path | None = None
     shipped: bool = True
+
+    def decides(self) -> dict[str, str | bool | None]:
+        """What identifies the texts, in JSON types."""
+        return {"text": sha256_of(self.text) if self.text is not None else None, "shipped": self.shipped}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,6 @@ def guard_layers(
     decides = [str(model.graph.stat().st_size), str(model.graph.resolve()), corpus.sha256, str(request.repair)]
     search = _Search(model, corpus, candidates, request, budget, Measurements(cache, *decides), progress)
     dropped = search.greedy(count) if request.search == "greedy" else search.in_order(count)
-    search.measurements.forget()
     report = GuardReport(
         search=request.search,
         repair=str(request.repair),
@@ -88,6 +87,7 @@ def guard_layers(
         sentences=search.sentences(dropped),
         forced=search.forced,
     )
+    search.measurements.forget()
     return tuple(sorted(dropped)), report
 
 

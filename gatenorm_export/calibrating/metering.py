@@ -71,7 +71,7 @@ class Meter:
         return total / len(streams)
 
     def _logits(self, row: np.ndarray, index: int) -> np.ndarray:
-        return self._model.logits(row[None], self._tokens[index][None])[0]
+        return np.asarray(self._model.logits(row[None], self._tokens[index][None])[0])
 
     def _embed(self) -> Stream:
         return np.concatenate([self._model.embed(self._tokens[batch]) for batch in self._batches])

@@ -7,19 +7,25 @@ from pathlib import Path
 
 from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.options import (
+    add_calibration,
     add_comparison,
     add_drop,
     add_flavour,
+    add_guard,
     add_kv_names,
     add_output,
     add_profiles,
+    add_repair,
     comparison_request,
+    corpus_request,
     drop_request,
+    guard_request,
     shape_request,
 )
-from gatenorm_export.cli.plan import plan_line
+from gatenorm_export.cli.plan import guard_lines, plan_line
 from gatenorm_export.cli.score import add_model, score_table
 from gatenorm_export.cli.tables import comparison_tables, exit_code_of
+from gatenorm_export.errors import InputError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder for everything")
     parser.add_argument("--force", action="store_true", help="do every stage again")
     add_drop(parser, required=True)
+    add_guard(parser)
+    add_repair(parser)
+    add_calibration(parser)
     add_kv_names(parser)
     add_flavour(parser, choices=("auto", "tensorrt", "tensorrt-rtx", "none"), default="auto")
     add_profiles(parser)
@@ -45,6 +54,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the pipeline, show its result, and fail when the proof or a limit fails."""
     terminal = Terminal.of(args)
     from gatenorm_export.pipeline import RunRequest, run_pipeline
+    from gatenorm_export.repairs import parse_repair
+
+    if args.calibration_text is not None and not args.guard and args.repair == "none":
+        raise InputError("the calibration text is for --guard and --repair; add one, or leave the text out")
 
     request = RunRequest(
         model=args.model,
@@ -54,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
         flavour=args.flavour,
         shapes=shape_request(args),
         comparison=comparison_request(args),
+        repair=parse_repair(args.repair),
+        calibration=corpus_request(args),
+        guard=guard_request(args),
         force=args.force,
     )
     result = run_pipeline(request, progress=terminal.progress)
@@ -63,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         score_table(material.scores, material.plan.drop),
         material.scores.trend.sentence,
         plan_line(material.plan),
+        *guard_lines(material.plan),
         *comparison_tables(material.comparison),
         f"report: {args.out / 'report.html'}",
     )

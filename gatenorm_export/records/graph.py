@@ -70,7 +70,7 @@ class ExportedGraph(Record):
 
 
 class RepairedLayer(Part):
-    """One repaired layer. ``unexplained`` is the share of the target's squares left on text that the fit did not see."""
+    """One repaired layer. ``unexplained`` is the share of the target's squares left on text not fitted on."""
 
     layer: int
     ridge: float | None
