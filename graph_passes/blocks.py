@@ -169,7 +169,7 @@ def _down(
             if operand is site.residual.branch and node is site.residual.merge:
                 continue
             others = [other for other in _operands(node, flow) if other is not operand]
-            if not parallel and not any(other is after or flow.depends([other], after) for other in others):
+            if not parallel and not any(_is_stream(other, after, flow) for other in others):
                 continue
             down = _projection(operand, total, flow)
             if isinstance(down, str):
@@ -183,6 +183,14 @@ def _down(
             ):
                 return down
     return nearest
+
+
+def _is_stream(value: ir.Value, after: ir.Value, flow: Dataflow) -> bool:
+    """Whether a summand is the stream behind attention, or its norm (post-norm): no projection lies in between."""
+    if value is after:
+        return True
+    between = flow.between([value], after)
+    return flow.depends([value], after) and not any(_projected_from(node, flow) is not None for node in between)
 
 
 def _projection(branch: ir.Value, total: ir.Value, flow: Dataflow) -> DownProjection | str:

@@ -13,7 +13,7 @@ from benchmarks.matrix import cells, models, tables
 from benchmarks.matrix.answers import Answer, worst_error
 from benchmarks.matrix.cache_names import cache_key
 from benchmarks.matrix.judge import ALL, FEW_SUBSETS, SUBSETS, TOLERANCES, Verdict, judge_cell
-from benchmarks.matrix.producing import OTHER_PYTHON, ExportFailed, Request, produce
+from benchmarks.matrix.producing import OTHER_PYTHON, ExportFailed, Request, prepare, produce
 from benchmarks.matrix.running import Runner
 from benchmarks.matrix.silencing import read_exits, silence_initializers
 
@@ -68,6 +68,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("matrix")
 
 
+@pytest.fixture(scope="module")
+def filled(cache: Path) -> Path:
+    """The cache with the graphs of the other environment, all made by one process: it takes long to start."""
+    prepare([Request(cache, cells.exporter(exporter), models.family(family)) for exporter, family in OTHER_ENVIRONMENT])
+    return cache
+
+
 def judge(cache: Path, exporter: str, family: str, subsets: tuple[tuple[int, ...], ...] = SUBSETS) -> list[Verdict]:
     return judge_cell(cache, cells.exporter(exporter), models.family(family), subsets=subsets)
 
@@ -114,8 +121,8 @@ def test_fused_multi_head_attention(cache):
 
 @pytest.mark.skipif(not os.environ.get(OTHER_PYTHON), reason=f"{OTHER_PYTHON} names no Python with transformers 5")
 @pytest.mark.parametrize(("exporter", "family"), OTHER_ENVIRONMENT)
-def test_other_environment(cache, exporter, family):
-    assert_faithful(judge(cache, exporter, family, FEW_SUBSETS))
+def test_other_environment(filled, exporter, family):
+    assert_faithful(judge(filled, exporter, family, FEW_SUBSETS))
 
 
 @pytest.mark.parametrize("exporter", ["optimum", "fp16", "bf16", "qdq", "dynamic-int8", "int4"])

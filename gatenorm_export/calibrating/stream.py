@@ -194,35 +194,52 @@ class StreamModel:
     ) -> list[np.ndarray]:
         piece = self._sessions.get((kind, layer))
         if piece is None:
-            piece = self._sessions[kind, layer] = self._piece(inputs, outputs)
+            piece = self._sessions[kind, layer] = self._piece(inputs, outputs, self._in_front(kind, layer))
         return piece(arrays, self.feeds(tokens))
 
-    def _piece(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> _Piece:
+    def _in_front(self, kind: str, layer: int) -> list[ir.Value]:
+        """The stream wherever earlier layers have it: what a piece must be given and not compute."""
+        n = {"embed": 0, "head": len(self.layers)}.get(kind)
+        earlier = self.layers[: self.layers.index(layer) if n is None else n]
+        streams: list[ir.Value | None] = []
+        for block in (self.blocks[number] for number in earlier):
+            total = block.down.total if isinstance(block.down, DownProjection) else None
+            streams += [block.stream, block.after, total]
+        return [value for value in streams if value is not None]
+
+    def _piece(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], in_front: Sequence[ir.Value]) -> _Piece:
         distinct = list(dict.fromkeys(outputs))
         try:
-            model = cut(self._model, inputs, distinct, closed=self._bounds)
+            model, measured = cut(self._model, inputs, distinct, closed=in_front)
         except CutRefused as error:
             raise RefusedError(f"{self.graph}: cannot be cut into layers: {error}") from error
-        return _Piece(model, len(inputs), [distinct.index(output) for output in outputs], self.graph)
+        ranks = [value.shape.rank() if value.shape is not None else None for value in measured]
+        return _Piece(model, len(inputs), ranks, [distinct.index(output) for output in outputs], self.graph)
 
 
 class _Piece:
-    """One session; the first inputs are streams, the rest is fed by name."""
+    """One session; the first inputs are streams, then come streams of which only the length is read, then the rest."""
 
-    def __init__(self, model: ir.Model, n_streams: int, order: list[int], graph: Path) -> None:
+    def __init__(
+        self, model: ir.Model, n_streams: int, measured: Sequence[int | None], order: list[int], graph: Path
+    ) -> None:
         import onnx_ir as ir
 
-        for value in (*model.graph.inputs[:n_streams], *model.graph.outputs):
+        n_given = n_streams + len(measured)
+        for value in (*model.graph.inputs[:n_given], *model.graph.outputs):
             value.dtype = value.dtype or ir.DataType.FLOAT
         self._session = _open(model, graph)
         self._order = order
         entries = self._session.get_inputs()
-        self._streams = [(entry.name, _TYPES.get(entry.type, np.float32)) for entry in entries[:n_streams]]
-        self._fed = [entry.name for entry in entries[n_streams:]]
+        self._streams = [(entry.name, _TYPES.get(entry.type, np.float32)) for entry in entries[:n_given]]
+        self._measured = tuple(measured)
+        self._fed = [entry.name for entry in entries[n_given:]]
 
     def __call__(self, arrays: Sequence[np.ndarray], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         inputs = {name: feed[name] for name in self._fed}
-        for (name, dtype), array in zip(self._streams, arrays, strict=True):
+        flat = arrays[0].reshape(-1, arrays[0].shape[-1]) if arrays else None
+        shaped = [flat if rank == 2 else arrays[0] for rank in self._measured]
+        for (name, dtype), array in zip(self._streams, [*arrays, *shaped], strict=True):
             inputs[name] = np.ascontiguousarray(array, dtype)
         results = [np.asarray(result, np.float32) for result in self._session.run(None, inputs)]
         return [results[index] for index in self._order]
@@ -241,6 +258,9 @@ def _open(model: ir.Model, graph: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # Each session would keep its largest activations for itself: 14 GB over the sixty of SmolLM2.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     try:
         if size < _IN_MEMORY_BYTES:

@@ -41,6 +41,7 @@ from gatenorm_export.records.model import (
 )
 from gatenorm_export.records.recovery import RecoveryLoss, RecoveryPoint, RecoveryQuality, RecoveryReport
 from gatenorm_export.records.run import Artifact, RunManifest, StageEntry
+from gatenorm_export.records.sweep import SweepCell, SweepFigures, SweepIdentity, SweepOrder, SweepReport
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -85,6 +86,11 @@ __all__ = [
     "SparedLayer",
     "StageEntry",
     "StepError",
+    "SweepCell",
+    "SweepFigures",
+    "SweepIdentity",
+    "SweepOrder",
+    "SweepReport",
     "TaskMetric",
     "TaskResult",
     "Threshold",

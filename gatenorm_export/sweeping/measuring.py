@@ -1,0 +1,125 @@
+"""Measure one set of removed layers: quality on the graph cut into layers, the rest on a pruned graph."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gatenorm_export.comparing.latency import measure_latency
+from gatenorm_export.comparing.text import Text, tokenize
+from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.graphs import external_tensors, load_graph
+from gatenorm_export.progress import Progress
+from gatenorm_export.pruning import prune_graph
+from gatenorm_export.records import Latency, PrunedGraph, SweepFigures
+from gatenorm_export.repairs import Repair, Repaired
+from gatenorm_export.sweeping.prepare import Subject
+
+if TYPE_CHECKING:
+    from gatenorm_export.calibrating import Corpus
+
+WINDOW_TOKENS = 256
+LATENCY_TOKENS = (256,)
+"""One length: a sweep compares cells with each other, and `compare` measures a chosen one at several."""
+
+
+class Bench:
+    """A graph ready to be measured with any layers removed; making one cuts the graph and measures it unpruned.
+
+    Raises:
+        RefusedError: the graph cannot be cut into layers, or its logits are not finite.
+    """
+
+    def __init__(self, graph: Path, work: Path, windows: np.ndarray, corpus: Corpus, progress: Progress) -> None:
+        from gatenorm_export.calibrating import StreamModel
+        from gatenorm_export.calibrating.metering import Meter
+
+        self._graph, self._work, self._corpus, self._progress = graph, work, corpus, progress
+        with progress.task("cut the graph into layers"):
+            self.model = StreamModel(graph)
+        with progress.task("measure the unpruned model"):
+            self._meter = Meter(self.model, windows)
+        self.base_ppl = self._meter.base_ppl
+        if not math.isfinite(self.base_ppl):
+            raise RefusedError(f"{graph}: its logits are not finite on the text; it cannot be judged")
+
+    def figures(self, layers: tuple[int, ...], repair: Repair, *, latency: bool, name: str) -> SweepFigures:
+        """Fit the repair, measure quality, prune, time and delete; ``name`` is that of the folder for the pruned graph.
+
+        Raises:
+            RefusedError: a layer cannot be removed or repaired in that way, or what is left has no finite perplexity.
+            InputError: ONNX Runtime cannot run the pruned graph.
+            OutputError: the pruned graph cannot be written.
+        """
+        from gatenorm_export.calibrating import fit_repairs
+
+        corpus, started = self._corpus, time.monotonic()
+        repaired = None
+        if repair.kind != "none":
+            fitted = fit_repairs(self.model, corpus.fitted, layers, repair, progress=self._progress)
+            repaired = Repaired(repair, fitted, corpus.name, corpus.sha256, int(corpus.fitted.size))
+        with self._progress.task("measure quality"):
+            self._meter.adopt(frozenset(layers), repaired.layers if repaired is not None else {})
+            cost = self._meter.cost(None)
+        if not (math.isfinite(cost.ppl) and math.isfinite(cost.kl_nats)):
+            raise RefusedError(f"{self._graph}: without layers {', '.join(map(str, layers))} perplexity is not finite")
+        record, timed = self._pruned(layers, repaired, latency=latency, name=name)
+        before, after = record.before.kv_bytes_per_token, record.after.kv_bytes_per_token
+        return SweepFigures(
+            ppl=cost.ppl,
+            ppl_ratio=cost.ppl / self.base_ppl,
+            kl_nats=cost.kl_nats,
+            kv_bytes_per_token=after,
+            kv_share=after / before if before else None,
+            n_parameters=record.after.n_parameters,
+            n_repair_parameters=record.repair.n_parameters if record.repair is not None else 0,
+            latency=timed,
+            seconds=time.monotonic() - started,
+        )
+
+    def _pruned(
+        self, layers: tuple[int, ...], repaired: Repaired | None, *, latency: bool, name: str
+    ) -> tuple[PrunedGraph, Latency | None]:
+        folder = self._work / name
+        # Not model.onnx: beside a file of another name no tokenizer and configs are written, which nobody needs here.
+        graph = folder / "pruned.onnx"
+        try:
+            record = prune_graph(self._graph, graph, layers=layers, repaired=repaired, progress=self._progress)
+            timed = None
+            if latency:
+                timed = measure_latency(self._graph, graph, sequences=LATENCY_TOKENS, progress=self._progress)
+            return record, timed
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            # The folder above stays where something else is in it.
+            with contextlib.suppress(OSError):
+                self._work.rmdir()
+
+
+def judged_windows(text: Text, subject: Subject, limit: int, progress: Progress) -> np.ndarray:
+    """The first ``limit`` tokens of a text as windows [n, 256]; a text shorter than one window is one.
+
+    Raises:
+        InputError: there is no tokenizer, or the text is too short to judge anything by.
+    """
+    tokens = tokenize(text, subject.graph.parent, subject.model, limit=limit)
+    if tokens is None:
+        raise InputError(f"{subject.graph.parent}: holds no tokenizer to read the text with; copy the model's there")
+    n = len(tokens) // WINDOW_TOKENS
+    if not n:
+        return tokens[None]
+    left = len(tokens) - n * WINDOW_TOKENS
+    if left:
+        progress.say(f"{text.name}: quality is judged on {n} windows of {WINDOW_TOKENS} tokens; {left} are left over")
+    return tokens[: n * WINDOW_TOKENS].reshape(n, WINDOW_TOKENS)
+
+
+def data_files(graph: Path) -> list[Path]:
+    """Every file that a graph keeps tensors in, itself apart."""
+    return sorted({Path(tensor.path).resolve() for tensor, _ in external_tensors(load_graph(graph))})
