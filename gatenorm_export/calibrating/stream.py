@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # protobuf refuses messages of 2 GiB, so a larger piece goes through a file.
 _IN_MEMORY_BYTES = 1_500_000_000
+_SHAPE_KEEPING = frozenset({"Cast", "CastLike", "Identity", "Dropout", "Mul", "Div", "LayerNormalization"})
 
 Stream = np.ndarray
 """The residual stream, [windows, tokens, d_model], in float32 whatever the graph's own type."""
@@ -85,6 +86,7 @@ class StreamModel:
             if site.kind != "self" or site.graph is not self._model.graph:
                 where = "cross-attention" if site.kind != "self" else "attention in a branch of an If"
                 raise RefusedError(f"{graph}: has {where}; only plain decoders can be measured layer by layer")
+        self._flow = flow
         self.n_layers = found.n_layers
         self.blocks: dict[int, Block] = {block.layer: block for block in find_blocks(found, flow)}
         self.layers: tuple[int, ...] = tuple(self.blocks)
@@ -199,13 +201,29 @@ class StreamModel:
 
     def _in_front(self, kind: str, layer: int) -> list[ir.Value]:
         """The stream wherever earlier layers have it: what a piece must be given and not compute."""
-        n = {"embed": 0, "head": len(self.layers)}.get(kind)
-        earlier = self.layers[: self.layers.index(layer) if n is None else n]
+        if kind == "embed":
+            return []
+        place = len(self.layers) if kind == "head" else self.layers.index(layer)
         streams: list[ir.Value | None] = []
-        for block in (self.blocks[number] for number in earlier):
+        for block in (self.blocks[number] for number in self.layers[:place]):
             total = block.down.total if isinstance(block.down, DownProjection) else None
             streams += [block.stream, block.after, total]
+        # Graphs measure the embedding itself, in front of a cast or a factor; computed again, it would be held by every
+        # piece.
+        for bound in self._bounds[: place + 1]:
+            streams += self._alike(bound)
         return [value for value in streams if value is not None]
+
+    def _alike(self, stream: ir.Value) -> list[ir.Value]:
+        """Values in front of a stream that have its shape: a cast, a factor or a norm leads from each to the next."""
+        found: list[ir.Value] = []
+        while (node := stream.producer()) is not None and node.op_type in _SHAPE_KEEPING:
+            varying = self._flow.varying(node.inputs)
+            if len(varying) != 1:
+                break
+            stream = varying[0]
+            found.append(stream)
+        return found
 
     def _piece(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], in_front: Sequence[ir.Value]) -> _Piece:
         distinct = list(dict.fromkeys(outputs))

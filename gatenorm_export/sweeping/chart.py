@@ -158,14 +158,17 @@ def _series(points: Sequence[_Point], look: Look) -> list[str]:
 
 def _sized(points: Sequence[_Point]) -> list[tuple[_Point, float]]:
     """Cells with one place, such as those that remove the same layers, as markers within each other, all to be seen."""
-    stacks: dict[tuple[float, float], list[_Point]] = {}
+    stacks: dict[tuple[float, float], list[str]] = {}
     for point in points:
-        stacks.setdefault(point.place, []).append(point)
-    return [
-        (point, 1.0 + 1.1 * (len(stack) - 1 - index) / max(len(stack) - 1, 1))
-        for stack in stacks.values()
-        for index, point in enumerate(stack)
-    ]
+        ranks = stacks.setdefault(point.place, [])
+        if point.cell.rank not in ranks:
+            ranks.append(point.cell.rank)
+    sized = []
+    for point in points:
+        ranks = stacks[point.place]
+        inside = len(ranks) - 1 - ranks.index(point.cell.rank)
+        sized.append((point, 1.0 + 1.3 * inside / max(len(ranks) - 1, 1)))
+    return sorted(sized, key=lambda entry: -entry[1])
 
 
 def _marker(panel: _Panel, point: _Point, look: Look, size: float, *, ring: bool) -> str:
@@ -232,7 +235,10 @@ def _legend(look: Look, top: float) -> tuple[str, float]:
 
 def _foot(report: SweepReport, top: float) -> tuple[str, float]:
     """The text it was measured on, and the cells without figures; and the y below."""
-    lines = [f"Judged on {report.n_text_tokens:,} tokens of {report.text}."]
+    lines = [
+        f"Judged on {report.n_text_tokens:,} tokens of {report.text}. Markers within each other are one measurement: "
+        "rankings that choose the same layers."
+    ]
     missing = [cell.name for cell in report.cells if cell.figures is None]
     if missing:
         line = "Not measured (reasons in sweep.json):"

@@ -50,11 +50,13 @@ class Look:
     def marker(self, repair: str, colour: str, size: float = 1.0) -> str:
         """The marker of a repair around the origin, ``size`` times as large as usual."""
         index = self.repairs.index(repair)
-        paint = f'fill="{colour}" stroke="var(--ground)"'
+        # Around a marker that others lie in, an edge would hide the narrow band that is left of it.
+        edge = ' stroke="var(--ground)" stroke-width=".8"' if size == 1.0 else ""
+        paint = f'fill="{colour}"{edge}'
         if index >= len(_SHAPES):
             paint = f'fill="var(--ground)" stroke="{colour}"'
         scale = f' transform="scale({size:.2f})"' if size != 1.0 else ""
-        return f'<path d="{_SHAPES[index % len(_SHAPES)]}" vector-effect="non-scaling-stroke" {paint}{scale}/>'
+        return f'<path d="{_SHAPES[index % len(_SHAPES)]}" {paint}{scale}/>'
 
 
 def style() -> str:
