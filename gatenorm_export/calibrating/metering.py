@@ -15,7 +15,6 @@ import numpy as np
 from gatenorm_export.artifacts import sha256_of_text, write_text
 from gatenorm_export.calibrating.fitting import WINDOWS_AT_ONCE, repaired_layer
 from gatenorm_export.calibrating.stream import Stream, StreamModel
-from gatenorm_export.comparing.quality import log_softmax
 from gatenorm_export.records import tool_versions
 from gatenorm_export.repairs import LayerRepair
 
@@ -26,6 +25,24 @@ class Cost:
 
     kl_nats: float
     ppl: float
+
+
+# The unpruned distributions of ten windows at a vocabulary of 49k; with a larger one the rest is computed again.
+_KEPT_BYTES = 600_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Distribution:
+    """Probabilities [tokens, vocabulary] in float32, and the entropy of each row in nats."""
+
+    probabilities: np.ndarray
+    entropies: np.ndarray
+
+
+def _log_sums(logits: np.ndarray) -> np.ndarray:
+    """log sum exp of each row [tokens], in float64; the terms are float32, whose rounding averages out."""
+    highest = logits.max(axis=-1, keepdims=True)
+    return np.asarray(highest[:, 0] + np.log(np.exp(logits - highest).sum(axis=-1, dtype=np.float64)))
 
 
 class Meter:
@@ -39,8 +56,9 @@ class Meter:
         self._repairs: Mapping[int, LayerRepair] = {}
         self._streams: dict[int, Stream] = {}
         self._end = self._walk(model.layers[0], self._embed(), frozenset(), keep=self._streams)
-        self._base = self._end
-        self.base_ppl = float(np.exp(self._nats(self._base)))
+        self._kept: dict[int, _Distribution] = {}
+        nats = [self._nats(row, index) for index, row in enumerate(self._end)]
+        self.base_ppl = float(np.exp(np.mean(nats)))
 
     def adopt(self, dropped: frozenset[int], repairs: Mapping[int, LayerRepair]) -> None:
         """Make ``dropped`` the plan that candidates are measured on top of, repaired by ``repairs``."""
@@ -54,21 +72,37 @@ class Meter:
         start = self._model.layers[0] if layer is None else layer
         dropped = self._dropped | ({layer} if layer is not None else frozenset())
         stream = self._walk(start, self._streams[start][:windows], dropped)
-        kl, nats, n = 0.0, 0.0, 0
+        kl, nats = [], []
         for index, row in enumerate(stream):
-            p, q = (log_softmax(self._logits(s, index)) for s in (self._base[index], row))
-            kl += float((np.exp(p) * (p - q)).sum())
-            nats -= float(q[np.arange(len(row) - 1), self._tokens[index, 1:]].sum())
-            n += len(row)
-        predicted = n - len(stream)
-        return Cost(max(kl / n, 0.0), float(np.exp(nats / predicted)))
+            logits = self._logits(row, index)
+            base, normalisers = self._distribution(index), _log_sums(logits)
+            # KL = sum p log p - sum p (z - log sum exp z): one pass over the logits.
+            cross = normalisers - np.einsum("tv,tv->t", base.probabilities, logits)
+            kl.append(float((cross - base.entropies).mean()))
+            nats.append(self._loss(logits, normalisers, index))
+        return Cost(max(float(np.mean(kl)), 0.0), float(np.exp(np.mean(nats))))
 
-    def _nats(self, streams: Stream) -> float:
-        total = 0.0
-        for index, row in enumerate(streams):
-            logp = log_softmax(self._logits(row, index))
-            total -= float(logp[np.arange(len(row) - 1), self._tokens[index, 1:]].mean())
-        return total / len(streams)
+    def _distribution(self, index: int) -> _Distribution:
+        """What the unpruned model predicts in a window; kept while there is room for it."""
+        found = self._kept.get(index)
+        if found is None:
+            logits = self._logits(self._end[index], index)
+            normalisers = _log_sums(logits)
+            probabilities = np.exp(logits - normalisers[:, None].astype(np.float32))
+            entropies = normalisers - np.einsum("tv,tv->t", probabilities, logits)
+            found = _Distribution(probabilities, entropies)
+            if probabilities.nbytes * (len(self._kept) + 1) <= _KEPT_BYTES:
+                self._kept[index] = found
+        return found
+
+    def _nats(self, row: np.ndarray, index: int) -> float:
+        logits = self._logits(row, index)
+        return self._loss(logits, _log_sums(logits), index)
+
+    def _loss(self, logits: np.ndarray, normalisers: np.ndarray, index: int) -> float:
+        """Mean loss of a window's predicted tokens, in nats."""
+        rows = np.arange(len(logits) - 1)
+        return float((normalisers[:-1] - logits[rows, self._tokens[index, 1:]]).mean())
 
     def _logits(self, row: np.ndarray, index: int) -> np.ndarray:
         return np.asarray(self._model.logits(row[None], self._tokens[index][None])[0])

@@ -279,6 +279,8 @@ def _open(model: ir.Model, graph: Path) -> Any:
     # Each session would keep its largest activations for itself: 14 GB over the sixty of SmolLM2.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
+    # Pieces run in turn with each other and with numpy; threads that spin in between take the cores from the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     try:
         if size < _IN_MEMORY_BYTES:
