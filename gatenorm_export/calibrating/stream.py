@@ -28,6 +28,7 @@ from graph_passes import (
     cut,
     find_attention,
     find_blocks,
+    heads_of,
 )
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class StreamModel:
         self.n_layers = found.n_layers
         self.blocks: dict[int, Block] = {block.layer: block for block in find_blocks(found, flow)}
         self.layers: tuple[int, ...] = tuple(self.blocks)
+        self._head_dims = {
+            past: heads_of(block.site).head_dim for block in self.blocks.values() for past in block.site.cache.past
+        }
         self._sessions: dict[tuple[str, int], _Piece] = {}
         self._bounds = self._stream_bounds()
         self._logits = self._model.graph.outputs[0]
@@ -108,7 +112,7 @@ class StreamModel:
                 continue
             assert value.name is not None
             assert value.shape is not None
-            feed[value.name] = np.zeros(_empty(value.shape, windows), _numpy_type(value))
+            feed[value.name] = np.zeros(_empty(value.shape, windows, self._head_dims.get(value)), _numpy_type(value))
         return feed
 
     def embed(self, tokens: np.ndarray) -> Stream:
@@ -246,21 +250,32 @@ class _Piece:
         n_given = n_streams + len(measured)
         for value in (*model.graph.inputs[:n_given], *model.graph.outputs):
             value.dtype = value.dtype or ir.DataType.FLOAT
+        self._graph = graph
         self._session = _open(model, graph)
         self._order = order
         entries = self._session.get_inputs()
-        self._streams = [(entry.name, _TYPES.get(entry.type, np.float32)) for entry in entries[:n_given]]
+        ranks = [*(len(entry.shape) for entry in entries[:n_streams]), *measured]
+        self._streams = [
+            (entry.name, _TYPES.get(entry.type, np.float32), rank == 2)
+            for entry, rank in zip(entries[:n_given], ranks, strict=True)
+        ]
         self._measured = tuple(measured)
         self._fed = [entry.name for entry in entries[n_given:]]
 
     def __call__(self, arrays: Sequence[np.ndarray], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         inputs = {name: feed[name] for name in self._fed}
-        flat = arrays[0].reshape(-1, arrays[0].shape[-1]) if arrays else None
-        shaped = [flat if rank == 2 else arrays[0] for rank in self._measured]
-        for (name, dtype), array in zip(self._streams, [*arrays, *shaped], strict=True):
-            inputs[name] = np.ascontiguousarray(array, dtype)
-        results = [np.asarray(result, np.float32) for result in self._session.run(None, inputs)]
-        return [results[index] for index in self._order]
+        given = [*arrays, *(arrays[0] for _ in self._measured)]
+        for (name, dtype, flat), array in zip(self._streams, given, strict=True):
+            # Some graphs keep the stream as [windows * tokens, d_model] on parts of its way.
+            rows = array.reshape(-1, array.shape[-1]) if flat else array
+            inputs[name] = np.ascontiguousarray(rows, dtype)
+        try:
+            results = [np.asarray(result, np.float32) for result in self._session.run(None, inputs)]
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RefusedError(f"{self._graph}: ONNX Runtime cannot run a layer of it by itself ({first})") from error
+        shape = feed[TOKENS].shape
+        return [results[index].reshape(*shape, -1) for index in self._order]
 
 
 _TYPES: dict[str, type[np.generic]] = {
@@ -297,13 +312,10 @@ def _open(model: ir.Model, graph: Path) -> Any:
         raise InputError(f"{graph}: ONNX Runtime cannot run a layer of it by itself ({first})") from error
 
 
-def _empty(shape: ir.Shape, windows: int) -> list[int]:
-    """The shape of a cache before the first token: the first open length is the batch, every other one the past."""
-    lengths, seen = [], False
-    for length in shape:
-        lengths.append(length if isinstance(length, int) else 0 if seen else windows)
-        seen = seen or not isinstance(length, int)
-    return lengths
+def _empty(shape: ir.Shape, windows: int, head_dim: int | None) -> list[int]:
+    """The shape of a cache before the first token: open lengths are the batch, the past, and the size of a head."""
+    still = [windows, 0, head_dim or 0]
+    return [length if isinstance(length, int) else (still.pop(0) if still else 0) for length in shape]
 
 
 def _numpy_type(value: ir.Value) -> Any:
