@@ -85,7 +85,16 @@ def test_the_command_line_answers_without_heavy_packages(arguments: list[str]) -
         "graph_passes",
         *(
             f"gatenorm_export.{p}"
-            for p in ("building", "calibrating", "comparing", "evaluating", "reporting", "scoring")
+            for p in (
+                "building",
+                "calibrating",
+                "comparing",
+                "evaluating",
+                "recovering",
+                "reporting",
+                "scoring",
+                "sweeping",
+            )
         ),
     ],
 )
