@@ -121,6 +121,7 @@ def report_material(folder: Path) -> ReportMaterial:
         comparison=ComparisonReport.load(folder / _COMPARISON),
         engines=tuple(EngineArtifact.load(path) for path in records) if built else (),
         engines_not_built=manifest.not_run.get("build", ""),
+        repair=PrunedGraph.load(folder / "pruned" / MANIFEST_NAME).repair,
     )
 
 

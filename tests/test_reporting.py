@@ -105,3 +105,43 @@ def test_files_are_written_and_the_same_twice(tmp_path: Path) -> None:
     assert first == second
     assert {"report.json", "report.md", "report.html"} <= set(first)
     assert json.loads(first["report.json"])["schema"] == 1
+
+
+def test_guard_and_repair_are_told_in_plain_words() -> None:
+    from gatenorm_export.records import GuardReport, GuardStep, RepairRecord, SparedLayer
+
+    material = a_material()
+    guard = GuardReport(
+        search="greedy",
+        repair="linear",
+        budget=1.05,
+        candidates=(1, 0),
+        text="some text",
+        text_sha256="00",
+        n_tokens=2560,
+        base_ppl=20.0,
+        steps=(GuardStep(layer=1, kl_nats=0.0124, ppl=20.2, ppl_ratio=1.01, cost=1.01),),
+        spared=(SparedLayer(layer=0, ppl_ratio=8.4, protected=True, reason="more than the budget"),),
+        n_measured=7,
+        seconds=12.0,
+        sentences=("Protected although the scores offered them: layer 0: more than the budget.",),
+    )
+    repair = RepairRecord(
+        kind="linear",
+        file="repair.safetensors",
+        text="some text",
+        text_sha256="00",
+        n_tokens=25344,
+        layers=(),
+        n_parameters=332352,
+        flops_per_token=664704,
+        removed_flops_per_token=1769472,
+    )
+    plan = material.plan.model_copy(update={"guard": guard})
+    told = dataclasses.replace(material, plan=plan, repair=repair)
+    for page in (render_html(told), render_markdown(told)):
+        assert "layer 0: more than the budget" in page
+        assert "332,352 parameters" in page
+        assert "37.6" in page
+        assert "0.0124" in page
+    assert "Guard and repair" not in render_html(material)

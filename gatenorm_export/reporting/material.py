@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gatenorm_export.errors import InputError
-from gatenorm_export.records import ComparisonReport, EngineArtifact, LayerScores, PrunePlan
+from gatenorm_export.records import ComparisonReport, EngineArtifact, LayerScores, PrunePlan, RepairRecord
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class ReportMaterial:
     comparison: ComparisonReport
     engines: tuple[EngineArtifact, ...] = ()
     engines_not_built: str | None = None
+    repair: RepairRecord | None = None
 
     def __post_init__(self) -> None:
         if self.plan.model_digest != self.scores.model.digest:

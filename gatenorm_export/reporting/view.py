@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gatenorm_export.records import ComparisonReport, Faithfulness, Latency, Quality
+from gatenorm_export.reporting.calibration import guard_table, guard_words, repair_words
 from gatenorm_export.reporting.formatting import (
     count,
     fixed,
@@ -72,6 +73,9 @@ class Page:
     cards: tuple[Card, ...]
     trend: str
     scores: Table
+    guard: tuple[str, ...]
+    guard_steps: Table | None
+    repair: str
     agreement: tuple[Bar, ...]
     quality_source: str
     quality: Table
@@ -110,6 +114,9 @@ def page_of(material: ReportMaterial) -> Page:
         cards=_cards(comparison),
         trend=f"{scores.trend.sentence} Rank correlation of score and depth: {fixed(scores.trend.spearman_rho, 2)}.",
         scores=scores_table(scores, plan.drop, plan.protect),
+        guard=guard_words(plan.guard) if plan.guard is not None else (),
+        guard_steps=guard_table(plan.guard) if plan.guard is not None and plan.guard.steps else None,
+        repair=repair_words(material.repair) if material.repair is not None else "",
         agreement=_agreement(comparison.quality),
         quality_source=f"Measured on {comparison.quality.text}, {count(comparison.quality.n_tokens)} tokens.",
         quality=quality_table(comparison.quality),

@@ -1,0 +1,51 @@
+"""What a report says of guard and repair."""
+
+from __future__ import annotations
+
+from gatenorm_export.records import GuardReport, RepairRecord
+from gatenorm_export.reporting.formatting import count, fixed, percent
+from gatenorm_export.reporting.tables import Column, Table
+
+
+def guard_words(guard: GuardReport) -> tuple[str, ...]:
+    """How the layers were chosen, and in plain words what was spared and why."""
+    how = (
+        "greedily, at each step the one that costs least" if guard.search == "greedy" else "in the order of the scores"
+    )
+    budget = f", none of which may multiply perplexity by more than {fixed(guard.budget, 3)}" if guard.budget else ""
+    forced = ("The signs of a ruined model were seen, and the plan was forced.",) if guard.forced else ()
+    return (
+        f"The layers were chosen {how}{budget}, on {count(guard.n_tokens)} tokens of {guard.text} "
+        f"({count(guard.n_measured)} measurements in {fixed(guard.seconds, 0)} s).",
+        *forced,
+        *guard.sentences,
+    )
+
+
+def guard_table(guard: GuardReport) -> Table:
+    """The removals, in the order in which they were accepted."""
+    columns = tuple(
+        Column(name, "number") for name in ("Step", "Layer", "Perplexity", "Ratio", "This step", "KL (nats)")
+    )
+    rows = tuple(
+        (
+            str(number),
+            str(step.layer),
+            fixed(step.ppl, 2),
+            fixed(step.ppl_ratio, 3),
+            fixed(step.cost, 3),
+            fixed(step.kl_nats, 4),
+        )
+        for number, step in enumerate(guard.steps, 1)
+    )
+    return Table("Removals, each measured on top of those before", columns, rows)
+
+
+def repair_words(repair: RepairRecord) -> str:
+    """What stands in for the removed attention, and what that costs."""
+    share = repair.flops_per_token / repair.removed_flops_per_token if repair.removed_flops_per_token else 0.0
+    return (
+        f"Repaired by {repair.kind}, fitted in closed form on {count(repair.n_tokens)} tokens of {repair.text}: "
+        f"{count(repair.n_parameters)} parameters and {count(repair.flops_per_token)} FLOPs per token come back, "
+        f"{percent(share)} of what the removed projections took. The latency above is that of the repaired graph."
+    )
