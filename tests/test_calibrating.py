@@ -364,3 +364,24 @@ def test_bad_requests_get_one_line(arguments: list[str], said: str, exported, tm
     assert said in captured.err
     assert captured.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_another_repair_of_the_same_layers_is_measured_anew(exported) -> None:
+    _, graph, _ = exported("llama-gqa")
+    model, windows = StreamModel(graph), tokens(6)
+    repairs = [fit_repairs(model, tokens(24), (1,), parse_repair(kind)) for kind in ("bias", "linear")]
+    meter, fresh = Meter(model, windows), Meter(model, windows)
+    for fitted in repairs:
+        meter.adopt(frozenset({1}), fitted)
+    fresh.adopt(frozenset({1}), repairs[1])
+    assert meter.cost(3).kl_nats == pytest.approx(fresh.cost(3).kl_nats, rel=1e-6)
+
+
+def test_half_of_the_measured_windows_repeat_themselves() -> None:
+    windows = tokens(40, length=32)
+    split = split_windows(windows, "random tokens")
+    assert len(split.measured) == 10
+    for number, window in enumerate(split.measured):
+        assert bool((window[:16] == window[16:]).all()) == (number % 2 == 1)
+    # Nothing measured was fitted on.
+    assert not {tuple(window[:16]) for window in split.measured} & {tuple(window[:16]) for window in split.fitted}

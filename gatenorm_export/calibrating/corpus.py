@@ -36,7 +36,7 @@ class CorpusRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Windows [n, 256] of token numbers: some to fit on, others, never fitted on, to measure with."""
+    """Windows [n, 256] of token numbers: some to fit on, others, never fitted on, to measure removals with."""
 
     fitted: np.ndarray
     measured: np.ndarray
@@ -78,11 +78,19 @@ def load_corpus(request: CorpusRequest, folder: Path, spec: ModelSpec | None) ->
 
 
 def split_windows(windows: np.ndarray, name: str) -> Corpus:
-    """Set windows aside for measuring, evenly spread over the texts: ten, or a quarter of a short text."""
+    """Set windows aside for measuring, evenly spread over the texts: ten, or a quarter of a short text.
+
+    Every second one repeats its first half. Copying from the context is what attention does best and what prose asks
+    for least: on prose alone the layers that copy (16 and 18 of SmolLM2) look cheap, KL 0.06 and 0.03, where repetition
+    shows 0.20 and 0.18; and manuals, code and licences repeat themselves.
+    """
     n = min(MEASURED_WINDOWS, max(len(windows) // 4, 1))
     chosen = np.unique(np.linspace(0, len(windows) - 1, n + 2)[1:-1].round().astype(int))
     left = np.setdiff1d(np.arange(len(windows)), chosen)
-    return Corpus(windows[left], windows[chosen], name)
+    measured = windows[chosen].copy()
+    half = windows.shape[1] // 2
+    measured[1::2, half : 2 * half] = measured[1::2, :half]
+    return Corpus(windows[left], measured, name)
 
 
 def _shipped(name: str) -> Text:

@@ -62,7 +62,9 @@ class Meter:
 
     def adopt(self, dropped: frozenset[int], repairs: Mapping[int, LayerRepair]) -> None:
         """Make ``dropped`` the plan that candidates are measured on top of, repaired by ``repairs``."""
-        first = min(dropped ^ self._dropped, key=self._model.layers.index, default=None)
+        kept = dropped & self._dropped
+        changed = (dropped ^ self._dropped) | {n for n in kept if repairs.get(n) is not self._repairs.get(n)}
+        first = min(changed, key=self._model.layers.index, default=None)
         self._dropped, self._repairs = dropped, repairs
         if first is not None:
             self._walk(first, self._streams[first], dropped, keep=self._streams)
