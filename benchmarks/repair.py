@@ -25,7 +25,7 @@ from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.comparing.text import load_text, tokenize
 from gatenorm_export.planning import DropRequest, rank_layers
 from gatenorm_export.progress import OnStderr
-from gatenorm_export.records import LayerScores, tool_versions
+from gatenorm_export.records import LayerScores, PrunePlan, tool_versions
 from gatenorm_export.repairs import parse_repair
 
 WINDOW = 256
@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--drops", type=int, nargs="+", default=[4, 8, 12])
     parser.add_argument("--repairs", nargs="+", default=["none", "bias", "mlp", "linear"])
     parser.add_argument("--max-text-tokens", type=int, default=2048)
+    parser.add_argument("--plan", type=Path, help="a plan made with --guard, instead of a search for each repair")
+    parser.add_argument("--no-gate-norm", action="store_true", help="the guarded plans alone")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     scores, progress = LayerScores.load(args.scores), OnStderr()
@@ -50,13 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     ranked = rank_layers(scores, DropRequest(drop=max(args.drops))).layers
     for kind in args.repairs:
         repair = parse_repair(kind)
-        start = time.monotonic()
-        request = GuardRequest(repair=repair, force=True)
-        _, report = guard_layers(model, corpus, ranked, max(args.drops), request, progress=progress)
-        searched = time.monotonic() - start
+        report = PrunePlan.load(args.plan).guard if args.plan is not None else None
+        if report is None:
+            request = GuardRequest(repair=repair, force=True)
+            _, report = guard_layers(model, corpus, ranked, max(args.drops), request, progress=progress)
         greedy = [step.layer for step in report.steps]
         for drop in args.drops:
-            for plan, layers in (("gate-norm", ranked[:drop]), ("guard", tuple(greedy[:drop]))):
+            plans = {"guard": tuple(greedy[:drop])} | ({} if args.no_gate_norm else {"gate-norm": ranked[:drop]})
+            for plan, layers in plans.items():
                 start = time.monotonic()
                 fitted = fit_repairs(model, corpus.fitted, layers, repair, progress=progress)
                 seconds = time.monotonic() - start
@@ -74,23 +77,34 @@ def main(argv: list[str] | None = None) -> int:
                         "layers": sorted(layers),
                         "ppl_ratio": mean,
                         "ppl_ratios": ratios,
-                        "search_s": searched if plan == "guard" else 0.0,
+                        "search_s": report.seconds if plan == "guard" else 0.0,
                         "fit_s": seconds,
                     }
                 )
                 sys.stdout.write(f"| {kind} | {drop} | {plan} | {mean:.3f} | " + _each(ratios) + " |\n")
                 sys.stdout.flush()
+                _save(args, argv, corpus.sha256, meters, rows)
+    return 0
+
+
+def _save(
+    args: argparse.Namespace,
+    argv: list[str] | None,
+    corpus_sha256: str,
+    meters: dict[str, Meter],
+    rows: list[dict[str, Any]],
+) -> None:
+    """Write what was measured so far: a row takes minutes."""
     if args.json is not None:
         result = {
             "command": " ".join(["python -m benchmarks.repair", *(argv if argv is not None else sys.argv[1:])]),
             "device": device_name(),
             "versions": tool_versions(),
-            "corpus_sha256": corpus.sha256,
+            "corpus_sha256": corpus_sha256,
             "base_ppl": {name: meter.base_ppl for name, meter in meters.items()},
             "rows": rows,
         }
         write_text(args.json, json.dumps(result, indent=1) + "\n")
-    return 0
 
 
 def _windows(path: Path, args: argparse.Namespace, scores: LayerScores) -> np.ndarray:

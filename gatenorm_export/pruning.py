@@ -23,9 +23,10 @@ from gatenorm_export.records import (
     ModelSpec,
     PrunedGraph,
     PrunePlan,
+    RepairRecord,
     Weights,
 )
-from gatenorm_export.repairs import REPAIR_FILE, Repaired, save_repairs
+from gatenorm_export.repairs import REPAIR_FILE, Repaired, joined_record, load_repairs, save_repairs
 from gatenorm_export.side_files import side_files
 
 if TYPE_CHECKING:
@@ -125,11 +126,7 @@ def prune_graph(
         for side, content in beside.items():
             (staging / side).write_bytes(content)
         after = _facts(model, dataclasses.replace(found, sites=removal.kept))
-        repair = None
-        if repaired is not None:
-            file = REPAIR_FILE if name == GRAPH_NAME else f"{Path(name).stem}.{REPAIR_FILE}"
-            save_repairs(repaired.layers, staging / file)
-            repair = repaired.record(file, before.n_parameters - after.n_parameters)
+        repair = _write_repair(graph, parent, repaired, staging, name, before.n_parameters - after.n_parameters)
         record = PrunedGraph(
             convention=plan.convention if plan is not None else Convention(),
             graph=name,
@@ -153,6 +150,25 @@ def prune_graph(
         )
         record.save(staging / manifest_file(Path(name)).name)
     return record
+
+
+def _write_repair(
+    graph: Path,
+    parent: ExportedGraph | PrunedGraph | None,
+    repaired: Repaired | None,
+    staging: Path,
+    name: str,
+    removed_parameters: int,
+) -> RepairRecord | None:
+    """Write every repair that is in the graph now, those of an earlier pruning too, and return their record."""
+    earlier = parent.repair if isinstance(parent, PrunedGraph) else None
+    if repaired is None and earlier is None:
+        return None
+    file = REPAIR_FILE if name == GRAPH_NAME else f"{Path(name).stem}.{REPAIR_FILE}"
+    kept = load_repairs(graph.parent / Path(earlier.file).name) if earlier is not None else {}
+    save_repairs(kept | dict(repaired.layers if repaired is not None else {}), staging / file)
+    later = repaired.record(file, removed_parameters) if repaired is not None else None
+    return joined_record(earlier, later, file) if earlier is not None else later
 
 
 def _check_place(model: ir.Model, graph: Path, target: Path) -> None:

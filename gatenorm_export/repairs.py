@@ -121,6 +121,23 @@ class Repaired:
         )
 
 
+def joined_record(earlier: RepairRecord, later: RepairRecord | None, file: str) -> RepairRecord:
+    """The record of a graph that was repaired, pruned again, and perhaps repaired again."""
+    if later is None:
+        return earlier.model_copy(update={"file": file})
+    replaced = {layer.layer for layer in later.layers}
+    layers = (*(layer for layer in earlier.layers if layer.layer not in replaced), *later.layers)
+    return later.model_copy(
+        update={
+            "kind": later.kind if later.kind == earlier.kind else f"{earlier.kind}, then {later.kind}",
+            "layers": tuple(sorted(layers, key=lambda layer: layer.layer)),
+            "n_parameters": sum(layer.n_parameters for layer in layers),
+            "flops_per_token": sum(layer.flops_per_token for layer in layers),
+            "removed_flops_per_token": earlier.removed_flops_per_token + later.removed_flops_per_token,
+        }
+    )
+
+
 def save_repairs(repairs: Mapping[int, LayerRepair], path: Path) -> None:
     """Write every array of the repairs into one safetensors file."""
     from safetensors.numpy import save_file

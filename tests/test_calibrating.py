@@ -187,6 +187,24 @@ def test_what_a_repair_costs_is_what_the_graph_has_more(exported, tmp_path: Path
     assert more["linear:8"][1] == 2 * (2 * 64 * 8 + 64 + 64)
 
 
+def test_a_repaired_graph_that_is_pruned_again_keeps_its_repair(exported, tmp_path: Path) -> None:
+    spec, graph, _ = exported("llama-gqa")
+    repair_graph(graph, tmp_path / "once", "linear:8", (1,))
+    once = tmp_path / "once" / "model.onnx"
+    bare = prune_graph(once, tmp_path / "bare", layers=(3,))
+    both = repair_graph(once, tmp_path / "both", "mlp", (2,))
+    assert both.layers.keys() == {2}
+    for folder, dropped, repaired in (("bare", (1, 3), {1}), ("both", (1, 2), {1, 2})):
+        loaded = load_repairs(tmp_path / folder / "repair.safetensors")
+        assert loaded.keys() == repaired
+        assert check_faithfulness(tmp_path / folder / "model.onnx", spec, dropped, repairs=loaded).passed is True
+    assert bare.repair is not None
+    assert bare.repair.kind == "linear:8"
+    record = json.loads((tmp_path / "both" / "manifest.json").read_text())["repair"]
+    assert record["kind"] == "linear:8, then mlp"
+    assert [layer["layer"] for layer in record["layers"]] == [1, 2]
+
+
 def test_each_repair_brings_the_stream_nearer_than_none(exported) -> None:
     """On text that it was not fitted on, in the order of what each can express."""
     _, graph, _ = exported("llama-gqa")

@@ -96,7 +96,7 @@ def plan_line(plan: PrunePlan) -> str:
 
 def guard_lines(plan: PrunePlan) -> list[RenderableType]:
     """What was measured, step by step, and what was spared and why."""
-    if plan.guard is None:
+    if plan.guard is None or not plan.guard.steps:
         return []
     table = Table(title=f"Guard on {plan.guard.n_tokens:,} tokens of {plan.guard.text}", title_justify="left")
     for column in ("step", "layer", "perplexity", "ratio", "this step", "KL, nats"):
