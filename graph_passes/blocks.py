@@ -158,9 +158,9 @@ def _down(
         return "its sum with the stream was not found"
     stream = site.residual.stream
     begin = flow.order[site.residual.merge]
-    sums = (node for node, place in flow.order.items() if begin <= place < end and operator_of(node) in SUMS)
+    sums = [node for node, place in flow.order.items() if begin <= place < end and operator_of(node) in SUMS]
     nearest = f"no sum of the stream and a projection follows {node_name(site.residual.merge)}"
-    for node in sorted(sums, key=flow.order.__getitem__):
+    for node in sums:
         parallel = site.residual.form == "parallel"
         total = after if parallel else _sum_output(node)
         if total is None or (node is site.residual.merge and not parallel):

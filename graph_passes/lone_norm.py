@@ -39,6 +39,15 @@ def lone_norm(merge: ir.Node, total: ir.Value, opsets: Mapping[str, int]) -> ir.
     return node.outputs[0]
 
 
+def norm_and_sum(merge: ir.Node, total: ir.Value, opsets: Mapping[str, int]) -> dict[ir.Value, ir.Value]:
+    """What takes the place of a Skip*LayerNormalization's results once ``total`` is its sum."""
+    replaced = {merge.outputs[0]: lone_norm(merge, total, opsets)}
+    sum_output = SKIP_NORMS[operator_of(merge)].sum_output
+    if len(merge.outputs) > sum_output:
+        replaced[merge.outputs[sum_output]] = total
+    return replaced
+
+
 def _written_out(
     merge: ir.Node,
     total: ir.Value,

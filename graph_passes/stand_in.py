@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.lone_norm import lone_norm
+from graph_passes.lone_norm import norm_and_sum
 from graph_passes.operators import SKIP_NORMS, node_name, operator_of
 from graph_passes.sites import AttentionSite
 from graph_passes.tape import Tape
@@ -119,10 +119,7 @@ def _sums(model: ir.Model, site: AttentionSite, bias: ir.Value, tape: Tape) -> d
         total = tape.make("Add", [total, summand])
     if skip is None:
         return {merge.outputs[0]: total}
-    replaced = {merge.outputs[0]: lone_norm(merge, total, model.opset_imports)}
-    if len(merge.outputs) > skip.sum_output:
-        replaced[merge.outputs[skip.sum_output]] = total
-    return replaced
+    return norm_and_sum(merge, total, model.opset_imports)
 
 
 def _weight(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

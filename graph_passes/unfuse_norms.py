@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from graph_passes.find_attention import find_attention
 from graph_passes.gate_attention import branch_with_bias
-from graph_passes.lone_norm import lone_norm
+from graph_passes.lone_norm import norm_and_sum
 from graph_passes.operators import SKIP_NORMS, operator_of
 
 
@@ -49,10 +49,7 @@ def _unfuse(model: ir.Model, node: ir.Node) -> None:
         graph.insert_before(node, added)
         total = added.outputs[0]
     assert total is not None
-    replaced = {node.outputs[0]: lone_norm(node, total, model.opset_imports)}
-    if len(node.outputs) > skip.sum_output:
-        replaced[node.outputs[skip.sum_output]] = total
-    for old, new in replaced.items():
+    for old, new in norm_and_sum(node, total, model.opset_imports).items():
         name, new.type, new.shape = old.name, old.type, old.shape
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name = f"{name}/fused" if name else None

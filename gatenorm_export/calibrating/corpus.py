@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from gatenorm_export.artifacts import sha256_of
+from gatenorm_export.comparing.quality import WINDOW_TOKENS
 from gatenorm_export.comparing.text import Text, load_text
 from gatenorm_export.errors import InputError, needs
 from gatenorm_export.framework import load_tokenizer
 from gatenorm_export.records import ModelSpec
 
-WINDOW_TOKENS = 256
 MEASURED_WINDOWS = 10
 SHIPPED = ("calibration_technical.txt", "calibration_prose.txt")
 """Manuals, code, logs, licences, lessons, stories, dialogue: a repair that was fitted on one kind of text alone is

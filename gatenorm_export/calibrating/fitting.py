@@ -6,7 +6,7 @@ what earlier removals did, and makes up for it as far as it can.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 
 import numpy as np
 
@@ -33,15 +33,7 @@ def fit_repairs(
     Raises:
         RefusedError: with ``mlp``, a layer's MLP does not end in one float matrix.
     """
-    progress = progress or Quiet()
-    walk = _Walk(model, tokens)
-    last = max((layer for layer in drop), default=-1)
-    layers = [layer for layer in model.layers if layer <= last]
-    with progress.task(f"fit {repair} for {len(set(drop))} layers", total=len(layers)) as bar:
-        for layer in layers:
-            walk.step(layer, repair if layer in drop else None)
-            bar.advance()
-    return walk.repairs
+    return _fit(_Walk(model, tokens), drop, repair, f"fit {repair} for {len(set(drop))} layers", progress)
 
 
 def fit_each(
@@ -53,11 +45,18 @@ def fit_each(
     progress: Progress | None = None,
 ) -> dict[int, LayerRepair]:
     """Fit a repair for each candidate as if it alone were removed; one walk serves all."""
-    progress = progress or Quiet()
-    walk = _Walk(model, tokens, apart=True)
-    with progress.task(f"fit {repair} for each of {len(candidates)} candidates", total=len(model.layers)) as bar:
-        for layer in model.layers:
-            walk.step(layer, repair if layer in candidates else None)
+    label = f"fit {repair} for each of {len(candidates)} candidates"
+    return _fit(_Walk(model, tokens, apart=True), candidates, repair, label, progress)
+
+
+def _fit(
+    walk: _Walk, chosen: Collection[int], repair: Repair, label: str, progress: Progress | None
+) -> dict[int, LayerRepair]:
+    """Walk as far as the last of the ``chosen`` layers."""
+    layers = walk.layers_up_to(chosen)
+    with (progress or Quiet()).task(label, total=len(layers)) as bar:
+        for layer in layers:
+            walk.step(layer, repair if layer in chosen else None)
             bar.advance()
     return walk.repairs
 
@@ -89,6 +88,11 @@ class _Walk:
         self._repaired = self._base
         self.repairs: dict[int, LayerRepair] = {}
 
+    def layers_up_to(self, chosen: Collection[int]) -> list[int]:
+        """The layers from the first to the last of ``chosen``; none where nothing is chosen."""
+        last = max(chosen, default=-1)
+        return [layer for layer in self._model.layers if layer <= last]
+
     def step(self, layer: int, repair: Repair | None) -> None:
         """Take both streams past a layer; with a repair, fit it on the way."""
         model = self._model
@@ -110,8 +114,7 @@ class _Walk:
         for batch in self._batches:
             tokens, stream = self._tokens[batch], self._repaired[batch]
             if repair is None:
-                branch, _ = model.attend(layer, stream, tokens)
-                repaired[batch] = model.rest(layer, stream, branch, tokens).following
+                repaired[batch] = model.following(layer, stream, tokens)
             else:
                 repaired[batch] = repaired_layer(model, layer, stream, tokens, fitted)
         self._base, self._repaired = following, repaired
@@ -195,13 +198,6 @@ class _Targets:
         return LayerRepair(
             self._layer, bias=_single(fit.bias), factors=factors, ridge=fit.ridge, unexplained=fit.unexplained
         )
-
-
-def total_cost(repairs: Mapping[int, LayerRepair] | Iterable[LayerRepair]) -> tuple[int, int]:
-    """Parameters and FLOPs for each token that the repairs add."""
-    every = repairs.values() if isinstance(repairs, Mapping) else repairs
-    costs = [(repair.n_parameters, repair.flops_per_token) for repair in every]
-    return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
 
 
 def _times(x: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -71,6 +71,7 @@ def guard_layers(
     decides = [str(model.graph.stat().st_size), str(model.graph.resolve()), corpus.sha256, str(request.repair)]
     search = _Search(model, corpus, candidates, request, budget, Measurements(cache, *decides), progress)
     dropped = search.greedy(count) if request.search == "greedy" else search.in_order(count)
+    spared = search.spared(dropped)
     report = GuardReport(
         search=request.search,
         repair=str(request.repair),
@@ -81,14 +82,21 @@ def guard_layers(
         n_tokens=int(corpus.measured.size),
         base_ppl=search.base_ppl,
         steps=tuple(search.steps),
-        spared=search.spared(dropped),
+        spared=spared,
         n_measured=search.n_measured,
         seconds=time.monotonic() - started,
-        sentences=search.sentences(dropped),
+        sentences=search.sentences(dropped, spared),
         forced=search.forced,
     )
     search.measurements.forget()
     return tuple(sorted(dropped)), report
+
+
+def failure_signature(base_ppl: float, ppl: float, factor: float) -> str | None:
+    """The sign of a ruined model that a removal shows, in words; ``factor`` is the removal's own on perplexity."""
+    if ppl > PPL_LIMIT >= base_ppl:
+        return f"perplexity {ppl:.0f} is beyond {PPL_LIMIT:.0f} (unpruned {base_ppl:.1f})"
+    return f"it multiplies perplexity by {factor:.1f}" if factor > JUMP_LIMIT else None
 
 
 class _Search:
@@ -179,11 +187,7 @@ class _Search:
 
     def _accept(self, layer: int, cost: Cost) -> None:
         factor = cost.ppl / self._current.ppl
-        signature = None
-        if cost.ppl > PPL_LIMIT >= self.base_ppl:
-            signature = f"perplexity {cost.ppl:.0f} is beyond {PPL_LIMIT:.0f} (unpruned {self.base_ppl:.1f})"
-        elif factor > JUMP_LIMIT:
-            signature = f"it multiplies perplexity by {factor:.1f}"
+        signature = failure_signature(self.base_ppl, cost.ppl, factor)
         if signature is not None:
             if not self._request.force:
                 done = ", ".join(map(str, sorted(self._plan))) or "none"
@@ -220,16 +224,8 @@ class _Search:
         if math.isnan(factor):
             few = self.measurements.get(f"+{layer}/{FEW_WINDOWS}")
             assert few is not None
-            factor = few.ppl / self._few_base
+            factor = few.ppl / self._meter.base_ppl_of(FEW_WINDOWS)
         return factor
-
-    @property
-    def _few_base(self) -> float:
-        known = self.measurements.get(f"/{FEW_WINDOWS}")
-        if known is None:
-            self._meter.adopt(frozenset(), self._repairs)
-            known = self.measurements.put(f"/{FEW_WINDOWS}", self._meter.cost(None, windows=FEW_WINDOWS))
-        return known.ppl
 
     def _reason(self, layer: int, dropped: Sequence[int]) -> tuple[bool, str]:
         factor, rank = self._factor(layer), self._candidates.index(layer) + 1
@@ -240,9 +236,8 @@ class _Search:
             return True, f"score {rank} from below, yet its removal multiplies perplexity by {factor:.3f}"
         return False, f"its removal multiplies perplexity by {factor:.3f}, and {len(dropped)} others cost less"
 
-    def sentences(self, dropped: Sequence[int]) -> tuple[str, ...]:
+    def sentences(self, dropped: Sequence[int], spared: Sequence[SparedLayer]) -> tuple[str, ...]:
         """The outcome in plain words."""
-        spared = self.spared(dropped)
         lines = []
         if self.steps:
             last = self.steps[-1]

@@ -56,9 +56,15 @@ class Meter:
         self._repairs: Mapping[int, LayerRepair] = {}
         self._streams: dict[int, Stream] = {}
         self._end = self._walk(model.layers[0], self._embed(), frozenset(), keep=self._streams)
+        self._planned = self._end
+        """The stream behind the last layer of the plan so far."""
         self._kept: dict[int, _Distribution] = {}
-        nats = [self._nats(row, index) for index, row in enumerate(self._end)]
-        self.base_ppl = float(np.exp(np.mean(nats)))
+        self._base_nats = [self._nats(row, index) for index, row in enumerate(self._end)]
+        self.base_ppl = self.base_ppl_of(None)
+
+    def base_ppl_of(self, windows: int | None) -> float:
+        """The unpruned perplexity on the first ``windows`` windows, or on all."""
+        return float(np.exp(np.mean(self._base_nats[:windows])))
 
     def adopt(self, dropped: frozenset[int], repairs: Mapping[int, LayerRepair]) -> None:
         """Make ``dropped`` the plan that candidates are measured on top of, repaired by ``repairs``."""
@@ -67,13 +73,14 @@ class Meter:
         first = min(changed, key=self._model.layers.index, default=None)
         self._dropped, self._repairs = dropped, repairs
         if first is not None:
-            self._walk(first, self._streams[first], dropped, keep=self._streams)
+            self._planned = self._walk(first, self._streams[first], dropped, keep=self._streams)
 
     def cost(self, layer: int | None, *, windows: int | None = None) -> Cost:
         """What the plan costs with ``layer`` removed as well (None: as it is), on the first ``windows`` of them."""
-        start = self._model.layers[0] if layer is None else layer
-        dropped = self._dropped | ({layer} if layer is not None else frozenset())
-        stream = self._walk(start, self._streams[start][:windows], dropped)
+        if layer is None:
+            stream = self._planned[:windows]
+        else:
+            stream = self._walk(layer, self._streams[layer][:windows], self._dropped | {layer})
         kl, nats = [], []
         for index, row in enumerate(stream):
             logits = self._logits(row, index)
@@ -128,8 +135,7 @@ class Meter:
                 if layer in dropped:
                     following[batch] = repaired_layer(model, layer, part, tokens, self._repairs.get(layer))
                 else:
-                    branch, _ = model.attend(layer, part, tokens)
-                    following[batch] = model.rest(layer, part, branch, tokens).following
+                    following[batch] = model.following(layer, part, tokens)
             stream = following
         return stream
 
@@ -141,7 +147,6 @@ class Measurements:
         self._path = path
         self._key = sha256_of_text(json.dumps([*decides, tool_versions()], sort_keys=True))
         self._costs: dict[str, tuple[float, float]] = {}
-        self.n_reused = 0
         if path is not None and path.is_file():
             try:
                 kept = json.loads(path.read_text(encoding="utf-8"))
@@ -151,13 +156,9 @@ class Measurements:
                 # Lost measurements cost time, nothing else.
                 self._costs = {}
 
-    def __len__(self) -> int:
-        return len(self._costs)
-
     def get(self, name: str) -> Cost | None:
         """A cost that was measured before."""
         known = self._costs.get(name)
-        self.n_reused += known is not None
         return Cost(*known) if known is not None else None
 
     def put(self, name: str, cost: Cost) -> Cost:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gatenorm_export.comparing.signature import TOKENS
+from gatenorm_export.comparing.signature import DTYPES, TOKENS
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import external_tensors
 
@@ -37,7 +37,7 @@ class Piece:
         entries = self._session.get_inputs()
         ranks = [*(len(entry.shape) for entry in entries[:n_streams]), *measured]
         self._streams = [
-            (entry.name, _TYPES.get(entry.type, np.float32), rank == 2)
+            (entry.name, DTYPES.get(entry.type, np.float32), rank == 2)
             for entry, rank in zip(entries[:n_given], ranks, strict=True)
         ]
         self._measured = tuple(measured)
@@ -62,13 +62,6 @@ class Piece:
             raise RefusedError(f"{self._graph}: ONNX Runtime cannot run a layer of it by itself ({first})") from error
         shape = feed[TOKENS].shape
         return [results[index].reshape(*shape, -1) for index in self._order]
-
-
-_TYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-}
 
 
 def _open(model: ir.Model, graph: Path) -> Any:

@@ -144,6 +144,11 @@ class StreamModel:
         got = self._run("rest", layer, [block.stream, block.site.residual.branch], wanted, [stream, branch], tokens)
         return Rest(got[0], got[1], *(got[2:] if down is not None else (None, None)))
 
+    def following(self, layer: int, stream: Stream, tokens: np.ndarray) -> Stream:
+        """The stream behind a layer as it is, with its attention."""
+        branch, _ = self.attend(layer, stream, tokens)
+        return self.rest(layer, stream, branch, tokens).following
+
     def logits(self, stream: Stream, tokens: np.ndarray) -> np.ndarray:
         """Logits [windows, tokens, vocabulary] from the stream behind the last layer."""
         (logits,) = self._run("head", 0, [self._bounds[-1]], [self._logits], [stream], tokens)

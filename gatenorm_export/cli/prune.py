@@ -108,8 +108,8 @@ def _repair_words(record: PrunedGraph) -> str:
     repair = record.repair
     if repair is None:
         return ""
-    share = repair.flops_per_token / repair.removed_flops_per_token if repair.removed_flops_per_token else 0.0
     return (
         f"; repaired by {repair.kind}, fitted on {repair.n_tokens:,} tokens: {repair.n_parameters:,} parameters and "
-        f"{repair.flops_per_token:,} FLOPs per token come back, {share:.0%} of what the removed projections took"
+        f"{repair.flops_per_token:,} FLOPs per token come back, {repair.flops_share:.0%} of what the "
+        "removed projections took"
     )

@@ -10,7 +10,7 @@ import numpy as np
 from gatenorm_export.errors import RefusedError
 
 TOKENS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
-_DTYPES: dict[str, type[np.generic]] = {
+DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
@@ -63,7 +63,7 @@ def signature_of(session: Any, graph: str) -> DecodeSignature:
         CacheInput(
             entry.name,
             tuple(length if isinstance(length, int) else None for length in entry.shape),
-            _DTYPES.get(entry.type, np.float32),
+            DTYPES.get(entry.type, np.float32),
         )
         for entry in inputs
         if entry.name not in plain

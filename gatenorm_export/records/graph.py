@@ -95,6 +95,11 @@ class RepairRecord(Part):
     flops_per_token: int
     removed_flops_per_token: int
 
+    @property
+    def flops_share(self) -> float:
+        """FLOPs that come back, as a share of what the removed projections took."""
+        return self.flops_per_token / self.removed_flops_per_token if self.removed_flops_per_token else 0.0
+
 
 class PrunedGraph(Record):
     """An ONNX graph with attention sublayers taken out, and how it relates to its parent.

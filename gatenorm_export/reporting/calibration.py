@@ -43,9 +43,9 @@ def guard_table(guard: GuardReport) -> Table:
 
 def repair_words(repair: RepairRecord) -> str:
     """What stands in for the removed attention, and what that costs."""
-    share = repair.flops_per_token / repair.removed_flops_per_token if repair.removed_flops_per_token else 0.0
     return (
         f"Repaired by {repair.kind}, fitted in closed form on {count(repair.n_tokens)} tokens of {repair.text}: "
         f"{count(repair.n_parameters)} parameters and {count(repair.flops_per_token)} FLOPs per token come back, "
-        f"{percent(share)} of what the removed projections took. The latency above is that of the repaired graph."
+        f"{percent(repair.flops_share)} of what the removed projections took. The latency above is that of "
+        "the repaired graph."
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gatenorm_export.comparing.latency import measure_latency
+from gatenorm_export.comparing.quality import WINDOW_TOKENS
 from gatenorm_export.comparing.text import Text, tokenize
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import external_tensors, load_graph
@@ -24,7 +25,6 @@ from gatenorm_export.sweeping.prepare import Subject
 if TYPE_CHECKING:
     from gatenorm_export.calibrating import Corpus
 
-WINDOW_TOKENS = 256
 LATENCY_TOKENS = (256,)
 """One length: a sweep compares cells with each other, and `compare` measures a chosen one at several."""
 

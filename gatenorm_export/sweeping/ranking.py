@@ -151,12 +151,10 @@ def guard_order(
 
 def _ruin(report: GuardReport) -> tuple[int | None, str | None]:
     """The first step with one of guard's failure signatures, counted from 1, and the signature in words."""
-    from gatenorm_export.calibrating.guard import JUMP_LIMIT, PPL_LIMIT
+    from gatenorm_export.calibrating.guard import failure_signature
 
     for number, step in enumerate(report.steps, 1):
-        beyond = step.ppl > PPL_LIMIT >= report.base_ppl
-        if beyond or step.cost > JUMP_LIMIT:
-            what = f"perplexity {step.ppl:.0f} is beyond {PPL_LIMIT:.0f}" if beyond else ""
-            what = what or f"it multiplies perplexity by {step.cost:.1f}"
-            return number, f"guard: removal {number}, layer {step.layer}, ruins the model: {what}"
+        signature = failure_signature(report.base_ppl, step.ppl, step.cost)
+        if signature is not None:
+            return number, f"guard: removal {number}, layer {step.layer}, ruins the model: {signature}"
     return None, None
