@@ -215,7 +215,7 @@ class _Run:
             from gatenorm_export.pruning import prune_graph
 
             repaired = None
-            if self._request.repair.kind != "none":
+            if not self._request.repair.nothing:
                 from gatenorm_export.calibrating import fit_plan
 
                 repair, text = self._request.repair, self._request.calibration
@@ -233,7 +233,7 @@ class _Run:
 
         parents = [self._ledger.sha256("export", f"base/{GRAPH_NAME}"), plan_sha256]
         decides: dict[str, Any] = {"kv_names": self._request.kv_names}
-        if self._request.repair.kind != "none":
+        if not self._request.repair.nothing:
             decides |= {"repair": str(self._request.repair), "text": self._request.calibration.decides()}
         self._ledger.stage("prune", decides, parents, produce)
         record = PrunedGraph.load(folder / MANIFEST_NAME)

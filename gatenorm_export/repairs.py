@@ -13,7 +13,7 @@ import numpy as np
 from gatenorm_export.errors import InputError
 from gatenorm_export.records import RepairedLayer, RepairRecord
 
-RepairKind = Literal["none", "bias", "mlp", "linear"]
+StandInKind = Literal["none", "bias", "linear"]
 
 REPAIR_FILE = "repair.safetensors"
 """Beside a repaired graph: ``layer.{n}.bias``, ``layer.{n}.weight_{i}``, ``layer.{n}.down``, all float32."""
@@ -21,26 +21,43 @@ REPAIR_FILE = "repair.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Repair:
-    """The repair that a user asks for. ``rank`` None is a full matrix."""
+    """The repair that a user asks for: a stand-in where attention was, a new last matrix of the layer's MLP, or both.
 
-    kind: RepairKind = "none"
+    ``rank`` is that of a linear stand-in, None a full matrix.
+    """
+
+    stand_in: StandInKind = "none"
     rank: int | None = None
+    mlp: bool = False
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing is to be fitted."""
+        return self.stand_in == "none" and not self.mlp
 
     def __str__(self) -> str:
-        return self.kind if self.rank is None else f"{self.kind}:{self.rank}"
+        stand_in = self.stand_in if self.rank is None else f"{self.stand_in}:{self.rank}"
+        if not self.mlp:
+            return stand_in
+        return "mlp" if self.stand_in == "none" else f"{stand_in}+mlp"
 
 
 def parse_repair(text: str) -> Repair:
-    """Read ``none``, ``bias``, ``mlp``, ``linear`` or ``linear:RANK``.
+    """Read ``none``, ``bias``, ``mlp``, ``linear``, ``linear:RANK``, or a stand-in with the MLP, such as ``bias+mlp``.
 
     Raises:
         InputError: none of these.
     """
-    match = re.fullmatch(r"(none|bias|mlp|linear)(?::([1-9]\d{0,5}))?", text.strip())
-    if match is None or (match[2] and match[1] != "linear"):
-        raise InputError(f"repair {text!r}: write none, bias, mlp, linear or linear:RANK, such as linear:64")
-    kind: RepairKind = match[1]  # type: ignore[assignment]
-    return Repair(kind, int(match[2]) if match[2] else None)
+    match = re.fullmatch(r"(none|mlp)|(bias|linear)(?::([1-9]\d{0,5}))?(\+mlp)?", text.strip())
+    if match is None or (match[3] and match[2] != "linear"):
+        raise InputError(
+            f"repair {text!r}: write none, bias, mlp, linear or linear:RANK, such as linear:64; "
+            "a stand-in and the MLP together as bias+mlp or linear+mlp"
+        )
+    if match[1]:
+        return Repair(mlp=match[1] == "mlp")
+    stand_in: StandInKind = "bias" if match[2] == "bias" else "linear"
+    return Repair(stand_in, int(match[3]) if match[3] else None, mlp=bool(match[4]))
 
 
 @dataclasses.dataclass(frozen=True)

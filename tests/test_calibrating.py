@@ -14,17 +14,18 @@ from model_zoo import NAMES
 from toy_graphs import BLOCKS, evaluate, toy_decoder
 
 from gatenorm_export.calibrating import CorpusRequest, GuardRequest, StreamModel, fit_repairs, guard_layers
-from gatenorm_export.calibrating.corpus import Corpus, load_corpus, split_windows
+from gatenorm_export.calibrating.corpus import MEASURED_WINDOWS, Corpus, load_corpus, split_windows
 from gatenorm_export.calibrating.least_squares import NormalEquations, factors_of, fit_linear
 from gatenorm_export.calibrating.metering import Meter
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import check_faithfulness
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.pruning import describe_graph, prune_graph
+from gatenorm_export.records import ComparisonReport
 from gatenorm_export.repairs import LayerRepair, Repair, Repaired, load_repairs, parse_repair, save_repairs
 from graph_passes import StandIn, SurgeryRefused, find_attention, remove_attention
 
-KINDS = ("bias", "mlp", "linear", "linear:8")
+KINDS = ("bias", "mlp", "linear", "linear:8", "bias+mlp", "linear:8+mlp")
 
 
 def rows(
@@ -167,6 +168,26 @@ def _scaled(repair: LayerRepair) -> LayerRepair:
     return dataclasses.replace(repair, bias=repair.bias * 1.2 if repair.bias is not None else None, down=down)
 
 
+def test_a_comparison_times_a_repair_against_the_same_removal_without_it(exported, tmp_path: Path) -> None:
+    _, graph, _ = exported("llama-gqa")
+    repair_graph(graph, tmp_path / "repaired", "linear", (1, 2))
+    prune_graph(graph, tmp_path / "plain", layers=(1, 2))
+    timed = {}
+    for name in ("repaired", "plain"):
+        command = ["compare", str(graph.parent), str(tmp_path / name), "-o", str(tmp_path / f"{name}.json"), "--quiet"]
+        assert main(command) == 0
+        timed[name] = ComparisonReport.load(tmp_path / f"{name}.json")
+    assert timed["plain"].repair_latency is None
+    cost = timed["repaired"].repair_latency
+    assert cost is not None
+    assert [(row.phase, row.sequence) for row in cost.rows] == [
+        (row.phase, row.sequence) for row in timed["repaired"].latency.rows
+    ]
+    assert "repair" in timed["repaired"].verdict
+    assert f"{cost.decode_speedup:.3f}" in timed["repaired"].verdict
+    assert sorted(path.name for path in (tmp_path / "repaired").iterdir() if path.name.startswith(".")) == []
+
+
 def test_what_a_repair_costs_is_what_the_graph_has_more(exported, tmp_path: Path) -> None:
     _, graph, _ = exported("llama-gqa")
     plain = prune_graph(graph, tmp_path / "plain", layers=(1, 2))
@@ -183,7 +204,7 @@ def test_what_a_repair_costs_is_what_the_graph_has_more(exported, tmp_path: Path
         again = prune_graph(tmp_path / kind / "model.onnx", tmp_path / f"{kind}-again", layers=(0, 1))
         assert again.dropped == (0, 1, 2)
     assert more["mlp"] == (0, 0)
-    assert more["bias"] == (2, 2 * 64)
+    assert more["bias"] == more["bias+mlp"] == (2, 2 * 64)
     assert more["linear:8"][1] == 2 * (2 * 64 * 8 + 64 + 64)
 
 
@@ -312,11 +333,16 @@ def test_repairs_survive_their_file_and_foreign_tensors_are_refused(tmp_path: Pa
         load_repairs(tmp_path / "bad.safetensors")
 
 
-@pytest.mark.parametrize("text", ["lin", "linear:0", "bias:3", "mlp:2", ""])
+@pytest.mark.parametrize("text", ["lin", "linear:0", "bias:3", "mlp:2", "none+mlp", "mlp+bias", "bias+mlp:2", ""])
 def test_a_repair_that_does_not_exist_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="write none, bias, mlp, linear"):
         parse_repair(text)
     assert parse_repair("linear:64") == Repair("linear", 64)
+
+
+@pytest.mark.parametrize("text", ["none", *KINDS, "linear:8"])
+def test_a_repair_is_written_as_it_is_read(text: str) -> None:
+    assert str(parse_repair(text)) == text
 
 
 def test_windows_are_set_aside_and_short_texts_refused(exported, tmp_path: Path) -> None:
@@ -398,7 +424,7 @@ def test_another_repair_of_the_same_layers_is_measured_anew(exported) -> None:
 def test_half_of_the_measured_windows_repeat_themselves() -> None:
     windows = tokens(40, length=32)
     split = split_windows(windows, "random tokens")
-    assert len(split.measured) == 10
+    assert len(split.measured) == MEASURED_WINDOWS
     for number, window in enumerate(split.measured):
         assert bool((window[:16] == window[16:]).all()) == (number % 2 == 1)
     # Nothing measured was fitted on.

@@ -144,4 +144,12 @@ def test_guard_and_repair_are_told_in_plain_words() -> None:
         assert "332,352 parameters" in page
         assert "37.6" in page
         assert "0.0124" in page
+        assert "times as fast as" not in page
+    latency = material.comparison.latency.model_copy(
+        update={"decode_speedup": 0.982, "decode_speedup_low": 0.975, "decode_speedup_high": 0.99}
+    )
+    for high, words in ((0.99, "By the clock, decode is 0.982"), (1.01, "The repair costs no measurable time")):
+        timed = latency.model_copy(update={"decode_speedup_high": high})
+        comparison = material.comparison.model_copy(update={"repair_latency": timed})
+        assert words in render_markdown(dataclasses.replace(told, comparison=comparison))
     assert "Guard and repair" not in render_html(material)

@@ -76,7 +76,7 @@ def fit_plan(
         InputError: the graph, its tokenizer or the text is missing or damaged.
         RefusedError: the graph cannot be cut into layers, a layer does not exist or cannot be repaired in that way.
     """
-    if repair.kind == "none" or not drop:
+    if repair.nothing or not drop:
         return None
     progress = progress or Quiet()
     record = graph_manifest(graph, digest_data=False)

@@ -16,7 +16,7 @@ from gatenorm_export.errors import InputError, needs
 from gatenorm_export.framework import load_tokenizer
 from gatenorm_export.records import ModelSpec
 
-MEASURED_WINDOWS = 10
+MEASURED_WINDOWS = 8
 SHIPPED = ("calibration_technical.txt", "calibration_prose.txt")
 """Manuals, code, logs, licences, lessons, stories, dialogue: a repair that was fitted on one kind of text alone is
 worse on the others (Python docstrings alone left 1.19 where as many tokens of mixed text left 1.10)."""
@@ -78,7 +78,7 @@ def load_corpus(request: CorpusRequest, folder: Path, spec: ModelSpec | None) ->
 
 
 def split_windows(windows: np.ndarray, name: str) -> Corpus:
-    """Set windows aside for measuring, evenly spread over the texts: ten, or a quarter of a short text.
+    """Set windows aside for measuring, evenly spread over the texts: eight, or a quarter of a short text.
 
     Every second one repeats its first half. Copying from the context is what attention does best and what prose asks
     for least: on prose alone the layers that copy (16 and 18 of SmolLM2) look cheap, KL 0.06 and 0.03, where repetition

@@ -6,16 +6,18 @@ what earlier removals did, and makes up for it as far as it can.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 
 import numpy as np
 
-from gatenorm_export.calibrating.least_squares import LinearFit, NormalEquations, factors_of, fit_linear
+from gatenorm_export.calibrating.least_squares import NormalEquations, factors_of, fit_linear
 from gatenorm_export.calibrating.stream import Stream, StreamModel
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.repairs import LayerRepair, Repair
 
-WINDOWS_AT_ONCE = 8
+WINDOWS_AT_ONCE = 1
+"""What a layer makes of one window still fits the caches; larger batches are slower by a quarter and more."""
 UNSEEN_EVERY = 4
 """Every fourth window chooses the ridge."""
 
@@ -71,8 +73,7 @@ def repaired_layer(
     if repair is None or repair.down is None:
         return rest.following
     assert rest.hidden is not None
-    change = repair.down - model.down_weight(layer)
-    return rest.following + model.down(layer).scale * _times(rest.hidden, change)
+    return rest.following + model.down(layer).scale * _times(rest.hidden, model.down_change(layer, repair.down))
 
 
 class _Walk:
@@ -94,75 +95,83 @@ class _Walk:
         return [layer for layer in self._model.layers if layer <= last]
 
     def step(self, layer: int, repair: Repair | None) -> None:
-        """Take both streams past a layer; with a repair, fit it on the way."""
+        """Take both streams past a layer; with a repair, remove its attention and fit what makes up for it."""
         model = self._model
-        following, targets = np.empty_like(self._base), _Targets(model, layer, repair, len(self._tokens))
+        following, totals = np.empty_like(self._base), None
+        stand_in = self._rows()
+        if repair is not None and repair.mlp:
+            model.down(layer)
+            totals = np.empty_like(self._base)
         for batch in self._batches:
             tokens, base = self._tokens[batch], self._base[batch]
             branch, _ = model.attend(layer, base, tokens)
             rest = model.rest(layer, base, branch, tokens)
             following[batch] = rest.following
-            if repair is not None:
-                targets.add(batch.start, self._repaired[batch], tokens, branch, base, rest.after, rest.total)
-        fitted = targets.fitted() if repair is not None else None
-        if fitted is not None:
+            if totals is not None:
+                totals[batch] = rest.total
+            if repair is not None and repair.stand_in != "none":
+                stand_in.add(batch.start, *self._missing_branch(layer, batch, branch, rest.after, repair))
+        fitted = None
+        if repair is not None:
+            fitted = stand_in.stand_in(layer, repair)
+            if totals is not None:
+                fitted = self._with_down(fitted, totals)
             self.repairs[layer] = fitted
-        if self._apart or (repair is None and self._repaired is self._base):
+        if self._apart or (fitted is None and self._repaired is self._base):
             self._base = self._repaired = following
             return
         repaired = np.empty_like(following)
         for batch in self._batches:
             tokens, stream = self._tokens[batch], self._repaired[batch]
-            if repair is None:
+            if fitted is None:
                 repaired[batch] = model.following(layer, stream, tokens)
             else:
                 repaired[batch] = repaired_layer(model, layer, stream, tokens, fitted)
         self._base, self._repaired = following, repaired
 
-
-class _Targets:
-    """The rows that one layer's repair is fitted on."""
-
-    def __init__(self, model: StreamModel, layer: int, repair: Repair | None, n_windows: int) -> None:
-        self._model = model
-        self._layer = layer
-        self._repair = repair or Repair()
-        self._parts: tuple[NormalEquations, NormalEquations] | None = None
-        # With few windows every second one: a ridge chosen on nothing is no choice.
-        self._every = UNSEEN_EVERY if n_windows >= 2 * UNSEEN_EVERY else 2
-        self._single = n_windows < 2
-
-    def add(
-        self,
-        start: int,
-        stream: Stream,
-        tokens: np.ndarray,
-        base_branch: Stream,
-        base: Stream,
-        base_after: Stream,
-        base_total: Stream | None,
-    ) -> None:
-        """Add windows ``start`` on: the repaired stream in front of the layer, and what the unpruned one becomes."""
-        kind, model, layer = self._repair.kind, self._model, self._layer
-        if kind == "none":
-            return
-        if kind == "mlp":
-            model.down(layer)
-            rest = model.rest(layer, stream, np.zeros_like(stream), tokens)
-            assert rest.hidden is not None
-            assert rest.total is not None
-            assert base_total is not None
-            self._rows(start, rest.hidden, base_total - rest.total)
-            return
+    def _missing_branch(
+        self, layer: int, batch: slice, base_branch: Stream, base_after: Stream, repair: Repair
+    ) -> tuple[np.ndarray, Stream]:
+        """What a stand-in reads, and what it must add for the repaired stream to become the unpruned one."""
+        model, tokens, base, stream = self._model, self._tokens[batch], self._base[batch], self._repaired[batch]
         residual = model.blocks[layer].site.residual
         if residual.form == "residual" and residual.kept == (residual.stream,):
             missing = base_branch + base - stream
         else:
             missing = base_after - model.rest(layer, stream, np.zeros_like(stream), tokens).after
-        read = model.read(layer, stream, tokens) if kind == "linear" else np.zeros((*stream.shape[:-1], 0), np.float32)
-        self._rows(start, read, missing)
+        if repair.stand_in == "bias":
+            return np.zeros((*stream.shape[:-1], 0), np.float32), missing
+        return model.read(layer, stream, tokens), missing
 
-    def _rows(self, start: int, x: np.ndarray, y: np.ndarray) -> None:
+    def _with_down(self, fitted: LayerRepair, totals: Stream) -> LayerRepair:
+        """Fit the MLP's last matrix to what is missing of the unpruned layer's whole update, the stand-in in place."""
+        model, layer, rows = self._model, fitted.layer, self._rows()
+        for batch in self._batches:
+            tokens, stream = self._tokens[batch], self._repaired[batch]
+            read = model.read(layer, stream, tokens) if fitted.factors else None
+            rest = model.rest(layer, stream, fitted.branch(read, stream), tokens)
+            assert rest.hidden is not None
+            assert rest.total is not None
+            rows.add(batch.start, rest.hidden, totals[batch] - rest.total)
+        fit = fit_linear(*rows.parts(), intercept=False)
+        down = model.down_weight(layer) + fit.weight / model.down(layer).scale
+        return dataclasses.replace(fitted, down=_single(down), ridge=fit.ridge, unexplained=fit.unexplained)
+
+    def _rows(self) -> _Rows:
+        return _Rows(len(self._tokens))
+
+
+class _Rows:
+    """The rows that one fit sees, and those that choose its ridge."""
+
+    def __init__(self, n_windows: int) -> None:
+        self._parts: tuple[NormalEquations, NormalEquations] | None = None
+        # With few windows every second one: a ridge chosen on nothing is no choice.
+        self._every = UNSEEN_EVERY if n_windows >= 2 * UNSEEN_EVERY else 2
+        self._single = n_windows < 2
+
+    def add(self, start: int, x: np.ndarray, y: np.ndarray) -> None:
+        """Add windows ``start`` on."""
         if self._parts is None:
             sizes = x.shape[-1], y.shape[-1]
             self._parts = NormalEquations(*sizes), NormalEquations(*sizes)
@@ -172,32 +181,25 @@ class _Targets:
             if chosen.any():
                 part.add(x[chosen], y[chosen])
 
-    def fitted(self) -> LayerRepair:
-        """Solve for the repair."""
-        kind, layer = self._repair.kind, self._layer
-        if kind == "none":
-            return LayerRepair(layer)
+    def parts(self) -> tuple[NormalEquations, NormalEquations]:
+        """Both parts; a single window is both."""
         assert self._parts is not None
         seen, unseen = self._parts
-        if self._single:
-            seen, unseen = seen, seen
-        if kind == "bias":
-            total = seen.plus(unseen)
-            bias = total.y / total.n
-            left = unseen.squared_error(np.zeros_like(unseen.xy), seen.y / seen.n)
-            return LayerRepair(layer, bias=_single(bias), unexplained=left / unseen.yy if unseen.yy else 0.0)
-        fit = fit_linear(seen, unseen, intercept=kind == "linear", rank=self._repair.rank)
-        if kind == "mlp":
-            scale = self._model.down(layer).scale
-            down = self._model.down_weight(layer) + fit.weight / scale
-            return LayerRepair(layer, down=_single(down), ridge=fit.ridge, unexplained=fit.unexplained)
-        return self._linear(fit)
+        return (seen, seen) if self._single else (seen, unseen)
 
-    def _linear(self, fit: LinearFit) -> LayerRepair:
-        factors = tuple(_single(factor) for factor in factors_of(fit.weight, self._repair.rank))
-        return LayerRepair(
-            self._layer, bias=_single(fit.bias), factors=factors, ridge=fit.ridge, unexplained=fit.unexplained
-        )
+    def stand_in(self, layer: int, repair: Repair) -> LayerRepair:
+        """Solve for what takes the place of attention; nothing where the repair has no stand-in."""
+        if repair.stand_in == "none":
+            return LayerRepair(layer)
+        seen, unseen = self.parts()
+        if repair.stand_in == "bias":
+            left = unseen.squared_error(np.zeros_like(unseen.xy), seen.y / seen.n)
+            total = seen if self._single else seen.plus(unseen)
+            unexplained = left / unseen.yy if unseen.yy else 0.0
+            return LayerRepair(layer, bias=_single(total.y / total.n), unexplained=unexplained)
+        fit = fit_linear(seen, unseen, rank=repair.rank)
+        factors = tuple(_single(factor) for factor in factors_of(fit.weight, repair.rank))
+        return LayerRepair(layer, bias=_single(fit.bias), factors=factors, ridge=fit.ridge, unexplained=fit.unexplained)
 
 
 def _times(x: np.ndarray, weight: np.ndarray) -> np.ndarray:

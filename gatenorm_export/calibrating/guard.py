@@ -25,10 +25,10 @@ DEFAULT_BUDGET = 1.05
 """Of ``order``: a single removal may multiply perplexity by this much."""
 PPL_LIMIT, JUMP_LIMIT = 100.0, 2.0
 """The paper's failure signatures: perplexity beyond 100, or one removal that doubles it."""
-FEW_WINDOWS = 4
+FEW_WINDOWS = 3
 """The first look at every candidate is on few tokens; only those near the front are measured on all."""
-FIT_EVERY = 3
-"""The search's own stand-ins are fitted on every third window; the plan's are fitted on all when it is carried out."""
+FIT_EVERY = 4
+"""The search's own stand-ins are fitted on every fourth window; the plan's are fitted on all when it is carried out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _Search:
         self._request, self._budget, self._progress = request, budget, progress
         self._candidates = candidates
         self._repairs: Mapping[int, LayerRepair] = {}
-        if request.repair.kind != "none":
+        if not request.repair.nothing:
             fitted = corpus.fitted[::FIT_EVERY] if len(corpus.fitted) >= 4 * FIT_EVERY else corpus.fitted
             self._repairs = fit_each(model, fitted, candidates, request.repair, progress=progress)
         with progress.task("measure the unpruned model"):

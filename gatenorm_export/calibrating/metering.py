@@ -57,7 +57,8 @@ class Meter:
         self._streams: dict[int, Stream] = {}
         self._end = self._walk(model.layers[0], self._embed(), frozenset(), keep=self._streams)
         self._planned = self._end
-        """The stream behind the last layer of the plan so far."""
+        """The stream behind the last layer of the plan, and what of the plan was changed since."""
+        self._changed: set[int] = set()
         self._kept: dict[int, _Distribution] = {}
         self._base_nats = [self._nats(row, index) for index, row in enumerate(self._end)]
         self.base_ppl = self.base_ppl_of(None)
@@ -70,13 +71,12 @@ class Meter:
         """Make ``dropped`` the plan that candidates are measured on top of, repaired by ``repairs``."""
         kept = dropped & self._dropped
         changed = (dropped ^ self._dropped) | {n for n in kept if repairs.get(n) is not self._repairs.get(n)}
-        first = min(changed, key=self._model.layers.index, default=None)
+        self._changed |= changed
         self._dropped, self._repairs = dropped, repairs
-        if first is not None:
-            self._planned = self._walk(first, self._streams[first], dropped, keep=self._streams)
 
     def cost(self, layer: int | None, *, windows: int | None = None) -> Cost:
         """What the plan costs with ``layer`` removed as well (None: as it is), on the first ``windows`` of them."""
+        self._catch_up()
         if layer is None:
             stream = self._planned[:windows]
         else:
@@ -90,6 +90,13 @@ class Meter:
             kl.append(float((cross - base.entropies).mean()))
             nats.append(self._loss(logits, normalisers, index))
         return Cost(max(float(np.mean(kl)), 0.0), float(np.exp(np.mean(nats))))
+
+    def _catch_up(self) -> None:
+        """Walk only when a cost is asked for: after the last step of a search, or when resuming one, none is."""
+        if self._changed:
+            first = min(self._changed, key=self._model.layers.index)
+            self._planned = self._walk(first, self._streams[first], self._dropped, keep=self._streams)
+            self._changed.clear()
 
     def _distribution(self, index: int) -> _Distribution:
         """What the unpruned model predicts in a window; kept while there is room for it."""

@@ -93,6 +93,7 @@ class StreamModel:
             past: heads_of(block.site).head_dim for block in self.blocks.values() for past in block.site.cache.past
         }
         self._sessions: dict[tuple[str, int], Piece] = {}
+        self._change: tuple[np.ndarray, np.ndarray] | None = None
         self._bounds = self._stream_bounds()
         self._logits = self._model.graph.outputs[0]
         self._check_inputs()
@@ -165,6 +166,12 @@ class StreamModel:
         assert tensor is not None
         weight = tensor.numpy().astype(np.float32)
         return weight.T if down.transposed else weight
+
+    def down_change(self, layer: int, down: np.ndarray) -> np.ndarray:
+        """``down`` less the last matrix of a layer's MLP; kept for the next call, as a layer goes batch by batch."""
+        if self._change is None or self._change[0] is not down:
+            self._change = down, down - self.down_weight(layer)
+        return self._change[1]
 
     def down(self, layer: int) -> DownProjection:
         """The last matrix of a layer's MLP, as the graph has it.

@@ -81,7 +81,8 @@ def add_repair(parser: argparse.ArgumentParser) -> None:
         default="none",
         metavar="KIND",
         help="what takes the place of removed attention, fitted on text in closed form: none, bias (one Add), mlp (the "
-        "layer's MLP gets another last matrix, at no cost), linear (one d x d matrix) or linear:RANK (default: none)",
+        "layer's MLP gets another last matrix, at no cost), linear (one d x d matrix) or linear:RANK; bias+mlp or "
+        "linear+mlp fits both (default: none)",
     )
 
 

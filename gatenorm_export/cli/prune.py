@@ -78,7 +78,7 @@ def _repaired(args: argparse.Namespace, graph: Path, drop: tuple[int, ...], term
     from gatenorm_export.repairs import parse_repair
 
     repair = parse_repair(args.repair)
-    if repair.kind == "none":
+    if repair.nothing:
         if args.calibration_text is not None or args.no_shipped_text:
             raise InputError("the calibration text is for --repair; add it, or leave the text out")
         return None

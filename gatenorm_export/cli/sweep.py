@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_text_tokens < 1:
         raise InputError(f"--max-text-tokens {args.max_text_tokens}: give a number of tokens, such as 2048")
     asked = args.calibration_text is not None or args.no_shipped_text
-    if asked and not any(rank.needs_text for rank in ranks) and all(repair.kind == "none" for repair in repairs):
+    if asked and not any(rank.needs_text for rank in ranks) and all(repair.nothing for repair in repairs):
         raise InputError("the calibration text is for cosine, guard and --repair; add one of them, or leave it out")
     corpus = corpus_request(args)
     by_score = any(rank.kind == "gate-norm" for rank in ranks)

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gatenorm_export.artifacts import sha256_of
@@ -18,7 +19,7 @@ from gatenorm_export.comparing.verdict import verdict
 from gatenorm_export.errors import GateNormError, InputError, RefusedError
 from gatenorm_export.graphs import external_tensors, graph_manifest, load_graph
 from gatenorm_export.progress import Progress, Quiet
-from gatenorm_export.pruning import describe_graph
+from gatenorm_export.pruning import describe_graph, prune_graph
 from gatenorm_export.records import (
     ComparisonReport,
     Convention,
@@ -26,6 +27,7 @@ from gatenorm_export.records import (
     ExportedGraph,
     Faithfulness,
     GraphFacts,
+    Latency,
     ModelSpec,
     PrunedGraph,
     RepairRecord,
@@ -103,6 +105,7 @@ def compare_graphs(
         progress.say("no tokenizer was found: quality is measured on random tokens, where perplexity means little")
     quality = measure_quality(base, pruned, tokens, text, progress=progress)
     latency = measure_latency(base, pruned, progress=progress) if request.latency else None
+    repair_latency = _repair_latency(pair, progress) if request.latency and pair.repair is not None else None
     thresholds = check_limits(request.limits, quality, latency)
     sizes = {engine.parent_sha256: engine.bytes for engine in engines}
     return ComparisonReport(
@@ -116,10 +119,11 @@ def compare_graphs(
         faithfulness=faithfulness,
         quality=quality,
         latency=latency,
+        repair_latency=repair_latency,
         base_sizes=_sizes(base, pair.base_facts, sizes.get(pair.base_sha256)),
         pruned_sizes=_sizes(pruned, pair.pruned_facts, sizes.get(pair.pruned_sha256)),
         thresholds=thresholds,
-        verdict=verdict(faithfulness, quality, latency, thresholds, pair.base_facts, pair.pruned_facts),
+        verdict=verdict(faithfulness, quality, latency, thresholds, pair.base_facts, pair.pruned_facts, repair_latency),
         passed=faithfulness.passed is not False and all(threshold.passed for threshold in thresholds),
         device=device_name(),
         command=request.command,
@@ -212,6 +216,15 @@ def _faithfulness(pair: _Pair, spec: ModelSpec | None, reason: str, progress: Pr
     # The framework model is as large as both graphs together; it must be gone before they are loaded.
     gc.collect()
     return result
+
+
+def _repair_latency(pair: _Pair, progress: Progress) -> Latency:
+    """What a repair costs by the clock: the same layers removed and not repaired, against the repaired graph."""
+    with TemporaryDirectory(prefix="gatenorm.") as folder:
+        # Not model.onnx: beside a file of another name no tokenizer is written, which nobody needs here.
+        bare = Path(folder) / "unrepaired.onnx"
+        prune_graph(pair.base, bare, layers=pair.dropped, progress=progress)
+        return measure_latency(bare, pair.pruned, progress=progress)
 
 
 def _vocabulary(graph: Path) -> int:

@@ -15,6 +15,7 @@ def verdict(
     thresholds: tuple[Threshold, ...],
     base: GraphFacts,
     pruned: GraphFacts,
+    repair_latency: Latency | None = None,
 ) -> str:
     """Say what was proved, what was gained, what it cost, and what to do when that is too much."""
     if faithfulness.passed is False:
@@ -30,8 +31,10 @@ def verdict(
         gains.append(f"multiplies perplexity by {quality.ppl_ratio:.2f}")
         listed = ", ".join(gains[:-1]) + (" and " if len(gains) > 1 else "") + gains[-1]
         parts.append(f"Removing {removed} of {base.n_attention} attention sublayers {listed}.")
+    if repair_latency is not None:
+        parts.append(_repair_speed(repair_latency))
     if quality.ppl_ratio > _DAMAGED_PPL_RATIO:
-        parts.append("That damages the model: drop fewer layers, or protect the critical ones.")
+        parts.append("That damages the model: drop fewer layers, choose them with --guard, or repair with --repair.")
     missed = [threshold.name for threshold in thresholds if not threshold.passed]
     if missed:
         parts.append(f"Limits missed: {', '.join(missed)}.")
@@ -43,3 +46,11 @@ def _speed(latency: Latency) -> str:
     if latency.decode_speedup_low > 1.0:
         return f"makes decode {latency.decode_speedup:.2f}x as fast"
     return f"makes decode no faster beyond doubt ({latency.decode_speedup:.2f}x)"
+
+
+def _repair_speed(latency: Latency) -> str:
+    low, high = latency.decode_speedup_low, latency.decode_speedup_high
+    speed = f"{latency.decode_speedup:.3f} ({low:.3f} to {high:.3f})"
+    if low <= 1.0 <= high:
+        return f"The repair costs no measurable time: decode is {speed} times as fast as without it."
+    return f"With the repair decode is {speed} times as fast as without it."

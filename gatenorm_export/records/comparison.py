@@ -110,6 +110,8 @@ class ComparisonReport(Record):
     faithfulness: Faithfulness
     quality: Quality
     latency: Latency | None
+    repair_latency: Latency | None = None
+    """Of a repaired graph: the same layers removed without repair stand as its ``base``."""
     base_sizes: Sizes
     pruned_sizes: Sizes
     thresholds: tuple[Threshold, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gatenorm_export.records import GuardReport, RepairRecord
+from gatenorm_export.records import GuardReport, Latency, RepairRecord
 from gatenorm_export.reporting.formatting import count, fixed, percent
 from gatenorm_export.reporting.tables import Column, Table
 
@@ -41,11 +41,19 @@ def guard_table(guard: GuardReport) -> Table:
     return Table("Removals, each measured on top of those before", columns, rows)
 
 
-def repair_words(repair: RepairRecord) -> str:
-    """What stands in for the removed attention, and what that costs."""
+def repair_words(repair: RepairRecord, latency: Latency | None) -> str:
+    """What stands in for the removed attention, and what that costs; ``latency`` is against no repair."""
     return (
         f"Repaired by {repair.kind}, fitted in closed form on {count(repair.n_tokens)} tokens of {repair.text}: "
         f"{count(repair.n_parameters)} parameters and {count(repair.flops_per_token)} FLOPs per token come back, "
         f"{percent(repair.flops_share)} of what the removed projections took. The latency above is that of "
-        "the repaired graph."
+        f"the repaired graph.{_latency_words(latency) if latency is not None else ''}"
     )
+
+
+def _latency_words(latency: Latency) -> str:
+    low, high = latency.decode_speedup_low, latency.decode_speedup_high
+    decode = f"{fixed(latency.decode_speedup, 3)} ({fixed(low, 3)} to {fixed(high, 3)})"
+    prefill = fixed(latency.prefill_speedup, 3)
+    finding = " The repair costs no measurable time:" if low <= 1 <= high else " By the clock,"
+    return f"{finding} decode is {decode} and prefill {prefill} times as fast as with the same layers just removed."

@@ -116,7 +116,7 @@ def page_of(material: ReportMaterial) -> Page:
         scores=scores_table(scores, plan.drop, plan.protect),
         guard=guard_words(plan.guard) if plan.guard is not None else (),
         guard_steps=guard_table(plan.guard) if plan.guard is not None and plan.guard.steps else None,
-        repair=repair_words(material.repair) if material.repair is not None else "",
+        repair=repair_words(material.repair, comparison.repair_latency) if material.repair is not None else "",
         agreement=_agreement(comparison.quality),
         quality_source=f"Measured on {comparison.quality.text}, {count(comparison.quality.n_tokens)} tokens.",
         quality=quality_table(comparison.quality),

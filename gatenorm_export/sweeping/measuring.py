@@ -61,7 +61,7 @@ class Bench:
 
         corpus, started = self._corpus, time.monotonic()
         repaired = None
-        if repair.kind != "none":
+        if not repair.nothing:
             fitted = fit_repairs(self.model, corpus.fitted, layers, repair, progress=self._progress)
             repaired = Repaired(repair, fitted, corpus.name, corpus.sha256, int(corpus.fitted.size))
         with self._progress.task("measure quality"):
