@@ -14,12 +14,14 @@ import torch
 from model_zoo import NAMES, row
 from test_repository import HEAVY
 
+from gatenorm_export.calibrating import StreamModel, fit_repairs
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import measure_quality
 from gatenorm_export.comparing.text import load_text, tokenize
 from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.progress import Quiet
+from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import ModelSpec, PrunePlan, RecoveryQuality, RecoveryReport
 from gatenorm_export.recovering import RecoverRequest, recover
 from gatenorm_export.recovering.judging import judge
@@ -27,6 +29,7 @@ from gatenorm_export.recovering.request import split_windows
 from gatenorm_export.recovering.student import Student
 from gatenorm_export.recovering.training import train
 from gatenorm_export.recovering.verdict import verdict
+from gatenorm_export.repairs import Repair, Repaired
 from gatenorm_export.sources import resolve_model
 
 LAYERS = (1, 3)
@@ -255,6 +258,35 @@ def test_the_recovered_graph_is_faithful_and_the_figures_are_those_of_the_graphs
     assert abs(other.recovered_kl_nats - other.pruned_kl_nats) > 5e-3 * other.pruned_kl_nats
 
 
+def repaired_graph(folder: Path, name: str, layers: tuple[int, ...]) -> Path:
+    """The base without the attention of ``layers``, with linear stand-ins."""
+    base, repair = folder / "base" / "model.onnx", Repair("linear", 4)
+    windows = np.random.default_rng(0).integers(4, 120, size=(10, 24))
+    fitted = fit_repairs(StreamModel(base), windows, layers, repair)
+    repaired = Repaired(repair, fitted, "random tokens", "00", int(windows.size))
+    prune_graph(base, folder / name, layers=layers, repaired=repaired)
+    return folder / name
+
+
+def test_a_repair_is_judged_beside_the_recovery(folder: Path) -> None:
+    graph = repaired_graph(folder, "repaired", LAYERS)
+    out = folder / "beside"
+    assert run(folder, "--plan", folder / "plan.json", "-o", out, "--steps", 2, "--against", graph) == ExitCode.OK
+    report = RecoveryReport.load(out / "recovery.json")
+    assert report.against == "linear:4"
+    text = load_text(folder / "other.txt")
+    tokens = tokenize(text, folder, report.model, limit=10_000)
+    quality = measure_quality(folder / "base" / "model.onnx", graph / "model.onnx", tokens, text)
+    other = report.qualities[1]
+    assert other.repaired_ppl == pytest.approx(quality.pruned_ppl, rel=1e-4)
+    assert other.repaired_kl_nats == pytest.approx(quality.kl_nats, rel=1e-3)
+    assert other.repaired_top1_agreement == pytest.approx(quality.top1_agreement, abs=0.01)
+    assert f"stands at {other.repaired_ppl:.2f}" in report.verdict
+    # Without --against nothing stands beside it.
+    assert report_of(folder).against is None
+    assert "stands at" not in report_of(folder).verdict
+
+
 def test_the_recovered_graph_loads_in_optimum(folder: Path) -> None:
     from optimum.onnxruntime import ORTModelForCausalLM
 
@@ -294,6 +326,9 @@ def test_a_graph_that_is_not_the_recovered_model_fails_the_run(folder: Path, mon
         (["--layers", "1", "--eval-text", "text.txt"], ExitCode.BAD_INPUT, "is the text to train on too"),
         (["--layers", "1", "--eval-text", "short.txt"], ExitCode.BAD_INPUT, "short.txt: 10 tokens are too few"),
         (["--layers", "1", "--eval-text", "none.txt"], ExitCode.BAD_INPUT, "none.txt: the text cannot be read"),
+        (["--layers", "1", "--against", "base"], ExitCode.BAD_INPUT, "is no repaired graph"),
+        (["--layers", "1", "--against", "nowhere"], ExitCode.BAD_INPUT, "nowhere"),
+        (["--layers", "1", "--against", "other-repair"], ExitCode.REFUSED, "lacks attention in layers 2"),
         (["--plan", "stranger.json"], ExitCode.REFUSED, "the plan was made from another"),
         (["--plan", "empty.json"], ExitCode.REFUSED, "nothing to recover"),
         (["--layers", "1", "-o", "out"], ExitCode.OUTPUT, "not overwritten"),
@@ -308,6 +343,8 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing(
     plan.model_copy(update={"model_name": "another", "model_digest": "f" * 64}).save(folder / "stranger.json")
     plan.model_copy(update={"drop": ()}).save(folder / "empty.json")
     (folder / "short.txt").write_text(walk(10, seed=3))
+    if "other-repair" in arguments:
+        repaired_graph(folder, "other-repair", (2,))
     monkeypatch.chdir(folder)
     out = [] if "-o" in arguments else ["-o", "bad"]
     assert run(folder, *arguments, *out) == code

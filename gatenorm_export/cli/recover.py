@@ -68,6 +68,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="another text to judge on; may be given again (default: a shipped one)",
     )
     judged.add_argument(
+        "--against",
+        type=Path,
+        metavar="GRAPH",
+        help="a graph of the same layers made with `prune --repair`: its repair is judged on the same texts",
+    )
+    judged.add_argument(
         "--max-text-tokens", type=int, default=2048, metavar="N", help="tokens of each such text to use (default: 2048)"
     )
     add_output(parser)
@@ -93,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         loss=args.loss,
         seed=args.seed,
         kv_names=args.kv_names,
+        against=args.against,
         command=args.command,
     )
     plan = PrunePlan.load(args.plan) if args.plan else None
@@ -112,16 +119,21 @@ def run(args: argparse.Namespace) -> int:
 
 def recovery_tables(report: RecoveryReport) -> list[RenderableType]:
     """What was trained, what it gave back on each text, faithfulness, and the verdict."""
-    perplexity = _table("Perplexity", "tokens", "unpruned", "pruned", "recovered", "given back")
-    distance = _table("KL to the unpruned in nats, top-1 agreement", "pruned", "recovered", "pruned", "recovered")
+    rival = [f"--repair {report.against}"] if report.against is not None else []
+    perplexity = _table("Perplexity", "tokens", "unpruned", "pruned", "recovered", "given back", *rival)
+    states = ("pruned", "recovered", *rival)
+    distance = _table("KL to the unpruned in nats, top-1 agreement", *states, *states)
     for row in report.qualities:
         share = "-" if row.recovered_share is None else f"{row.recovered_share:.0%}"
         values = (row.base_ppl, row.pruned_ppl, row.recovered_ppl)
-        perplexity.add_row(row.text, f"{row.n_tokens:,}", *(f"{value:.2f}" for value in values), share)
+        repaired = [f"{row.repaired_ppl:.2f}"] if row.repaired_ppl is not None else []
+        perplexity.add_row(row.text, f"{row.n_tokens:,}", *(f"{value:.2f}" for value in values), share, *repaired)
+        kls = (row.pruned_kl_nats, row.recovered_kl_nats, row.repaired_kl_nats)
+        agreements = (row.pruned_top1_agreement, row.recovered_top1_agreement, row.repaired_top1_agreement)
         distance.add_row(
             row.text,
-            *(f"{value:.4f}" for value in (row.pruned_kl_nats, row.recovered_kl_nats)),
-            *(f"{value:.1%}" for value in (row.pruned_top1_agreement, row.recovered_top1_agreement)),
+            *(f"{value:.4f}" for value in kls if value is not None),
+            *(f"{value:.1%}" for value in agreements if value is not None),
         )
     trained = (
         f"trained {report.n_trainable:,} of {report.n_parameters + report.n_trainable:,} parameters for "

@@ -30,7 +30,8 @@ class RecoveryQuality(Part):
 
     ``held_out`` is the end of the training text, which also chose the checkpoint: it flatters. ``recovered_share`` is
     the share of the loss that pruning added and recovery took away again: below 0 it did harm, above 1 the text itself
-    was learned; None where pruning added none.
+    was learned; None where pruning added none. ``repaired`` is a closed-form repair of the same layers, where one was
+    given to be judged against.
     """
 
     text: str
@@ -45,6 +46,9 @@ class RecoveryQuality(Part):
     pruned_top1_agreement: float
     recovered_top1_agreement: float
     recovered_share: float | None
+    repaired_ppl: float | None = None
+    repaired_kl_nats: float | None = None
+    repaired_top1_agreement: float | None = None
 
 
 class RecoveryReport(Record):
@@ -82,5 +86,7 @@ class RecoveryReport(Record):
     qualities: tuple[RecoveryQuality, ...]
     graph: FileDigest
     faithfulness: Faithfulness
+    against: str | None = None
+    """The repair that stands beside it, such as ``linear``."""
     verdict: str
     command: str

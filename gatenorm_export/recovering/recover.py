@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from gatenorm_export.comparing.text import MINIMUM_TOKENS, Text
 from gatenorm_export.errors import InputError, OutputError, RefusedError, needs
 from gatenorm_export.exporting import export_model
 from gatenorm_export.framework import load_framework_model
-from gatenorm_export.graphs import GRAPH_NAME
+from gatenorm_export.graphs import GRAPH_NAME, graph_file, graph_manifest
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import FileDigest, ModelSpec, PrunedGraph, PrunePlan, RecoveryQuality, RecoveryReport
 from gatenorm_export.recovering.request import RecoverRequest, Windows, split_windows
 from gatenorm_export.recovering.verdict import verdict
+from gatenorm_export.repairs import LayerRepair, load_repairs
 from gatenorm_export.sources import resolve_model
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def recover_model(
     start = time.perf_counter()
     progress = progress or Quiet()
     layers = _layers(spec, plan, layers)
+    against, repairs = _against(request.against, spec, layers)
     _claim(output)
     text, eval_texts = _texts(request)
     with needs("recover", "recovering"):
@@ -68,7 +71,7 @@ def recover_model(
         import polygraphy  # noqa: F401
         import torch
     with staged_folder(output) as staging:
-        trained = _train(spec, layers, text, eval_texts, request, output / CHECKPOINT, progress)
+        trained = _train(spec, layers, text, eval_texts, repairs, request, output / CHECKPOINT, progress)
         # The exporter loads the checkpoint that was saved; two copies of a large model need not fit into memory.
         gc.collect()
         recovered = resolve_model(str(output / CHECKPOINT), progress=progress)
@@ -126,6 +129,7 @@ def recover_model(
             qualities=trained.qualities,
             graph=FileDigest.of(graph, folder=output),
             faithfulness=check_faithfulness(graph, recovered, layers, progress=progress),
+            against=against,
             verdict=verdict(trained.qualities, training.best_step, training.steps),
             total_seconds=time.perf_counter() - start,
             command=request.command,
@@ -152,6 +156,7 @@ def _train(
     layers: tuple[int, ...],
     text: Text,
     eval_texts: list[Text],
+    repairs: Mapping[int, LayerRepair] | None,
     request: RecoverRequest,
     checkpoint: Path,
     progress: Progress,
@@ -177,7 +182,8 @@ def _train(
     )
     training = train(student, windows, request, progress=progress)
     qualities = tuple(
-        judge(student, ids, other, held_out=is_held_out, progress=progress) for other, ids, is_held_out in judged
+        judge(student, ids, other, held_out=is_held_out, repairs=repairs, progress=progress)
+        for other, ids, is_held_out in judged
     )
     targets = student.targets
     with progress.task("write the checkpoint"), staged_folder(checkpoint) as staging:
@@ -209,6 +215,26 @@ def _layers(spec: ModelSpec, plan: PrunePlan | None, layers: tuple[int, ...]) ->
     if beyond:
         raise RefusedError(f"layer {beyond[0]} does not exist: {spec.name} has {spec.n_layers} attention layers")
     return tuple(sorted(layers))
+
+
+def _against(
+    graph: Path | None, spec: ModelSpec, layers: tuple[int, ...]
+) -> tuple[str | None, Mapping[int, LayerRepair] | None]:
+    """Kind and arrays of the repair to judge against, once it is known to be of the same layers of the same model."""
+    if graph is None:
+        return None, None
+    graph = graph_file(graph)
+    record = graph_manifest(graph)
+    if not isinstance(record, PrunedGraph) or record.repair is None:
+        raise InputError(f"{graph}: is no repaired graph; prune with --repair and name that graph with --against")
+    if record.model is None or record.model.digest != spec.digest:
+        raise RefusedError(f"{graph}: was not made from {spec.name} ({spec.digest[:12]}); repair that model")
+    if set(record.dropped) != set(layers):
+        there, asked = (", ".join(map(str, sorted(chosen))) for chosen in (record.dropped, layers))
+        raise RefusedError(
+            f"{graph}: lacks attention in layers {there}, the recovery in {asked}; use one plan for both"
+        )
+    return record.repair.kind, load_repairs(graph.parent / Path(record.repair.file).name)
 
 
 def _claim(output: Path) -> None:

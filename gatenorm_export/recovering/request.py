@@ -30,6 +30,8 @@ DEFAULT_MINUTES = 5.0
 class RecoverRequest:
     """How to fine-tune: for ``steps`` steps, or about ``minutes`` minutes where ``steps`` is None.
 
+    ``against`` is a repaired graph of the same layers; its repair is judged on the same texts.
+
     ``window`` is in tokens, ``batch`` in windows per step; ``eval_texts`` empty is the text that gatenorm ships. The
     defaults were measured on SmolLM2 without 4 of 30 sublayers, on text of kinds that it was not trained on: over 28
     steps a learning rate of 3e-3 gave back more than 1e-3. In the same minutes ``text`` lowers perplexity more than
@@ -49,6 +51,7 @@ class RecoverRequest:
     loss: RecoveryLoss = "distill"
     seed: int = 0
     kv_names: KVNames = "dense"
+    against: Path | None = None
     command: str = ""
 
     def __post_init__(self) -> None:

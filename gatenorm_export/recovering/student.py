@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import peft
@@ -12,7 +12,9 @@ import torch
 
 from gatenorm_export.architectures import adapter_for
 from gatenorm_export.errors import RefusedError
+from gatenorm_export.framework import zeroed_attention
 from gatenorm_export.records import ModelSpec
+from gatenorm_export.repairs import LayerRepair
 from gatenorm_export.silence import silenced
 
 ALPHA_PER_RANK = 2
@@ -28,6 +30,7 @@ class Student:
     """
 
     def __init__(self, model: Any, spec: ModelSpec, layers: tuple[int, ...], *, rank: int, seed: int) -> None:
+        self._spec, self._layers = spec, layers
         adapter = adapter_for(spec.architecture)
         blocks = operator.attrgetter(adapter.blocks)(model)
         parent, _, self._name = adapter.attention.rpartition(".")
@@ -73,6 +76,12 @@ class Student:
                 yield
         finally:
             self._take_out()
+
+    @contextlib.contextmanager
+    def repaired(self, repairs: Mapping[int, LayerRepair]) -> Iterator[None]:
+        """The checkpoint with closed-form stand-ins in the place of the attention that was taken out, LoRA off."""
+        with self.unpruned(), zeroed_attention(self.model, self._spec, self._layers, repairs):
+            yield
 
     def state(self) -> list[torch.Tensor]:
         """A copy of LoRA's weights."""

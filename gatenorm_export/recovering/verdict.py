@@ -13,7 +13,7 @@ def verdict(qualities: tuple[RecoveryQuality, ...], best_step: int, steps: int) 
             "itself was kept. Try a smaller --learning-rate or more text."
         )
     unseen = [quality for quality in qualities if not quality.held_out]
-    parts = [_sentence(quality) for quality in unseen]
+    parts = [_sentence(quality) + _against(quality) for quality in unseen]
     if best_step < steps:
         parts.append(f"The held-out loss was lowest at step {best_step} of {steps}; that state was kept.")
     if all(quality.recovered_ppl >= quality.pruned_ppl for quality in unseen):
@@ -33,3 +33,10 @@ def _sentence(quality: RecoveryQuality) -> str:
     if quality.recovered_share is None:
         return f"On {quality.text} pruning had cost nothing ({change})."
     return f"On {quality.text} recovery gave back {quality.recovered_share:.0%} of the loss pruning added ({change})."
+
+
+def _against(quality: RecoveryQuality) -> str:
+    if quality.repaired_ppl is None:
+        return ""
+    nearer = "nearer than" if quality.recovered_ppl < quality.repaired_ppl else "no nearer than"
+    return f" That is {nearer} the closed-form repair of the same layers, which stands at {quality.repaired_ppl:.2f}."
