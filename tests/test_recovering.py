@@ -22,7 +22,7 @@ from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.progress import Quiet
 from gatenorm_export.pruning import prune_graph
-from gatenorm_export.records import ModelSpec, PrunePlan, RecoveryQuality, RecoveryReport
+from gatenorm_export.records import ComparisonReport, ModelSpec, PrunePlan, RecoveryQuality, RecoveryReport
 from gatenorm_export.recovering import RecoverRequest, recover
 from gatenorm_export.recovering.judging import judge
 from gatenorm_export.recovering.request import split_windows
@@ -256,6 +256,23 @@ def test_the_recovered_graph_is_faithful_and_the_figures_are_those_of_the_graphs
     assert other.recovered_kl_nats == pytest.approx(quality.kl_nats, rel=1e-3)
     assert other.recovered_top1_agreement == pytest.approx(quality.top1_agreement, abs=0.01)
     assert abs(other.recovered_kl_nats - other.pruned_kl_nats) > 5e-3 * other.pruned_kl_nats
+
+
+def test_a_recovered_graph_is_compared_with_the_unpruned_one(folder: Path, tmp_path: Path) -> None:
+    report, out = report_of(folder), tmp_path / "compare.json"
+    graphs = [str(folder / "base"), str(folder / "out" / "pruned")]
+    command = ["compare", *graphs, "--text", str(folder / "other.txt"), "--no-latency", "-q"]
+    assert main([*command, "-o", str(out)]) == ExitCode.OK
+    compared = ComparisonReport.load(out)
+    assert compared.quality.pruned_ppl == pytest.approx(report.qualities[1].recovered_ppl, rel=1e-4)
+    # Judged against the fine-tuned checkpoint, which it must equal; the unpruned one it must not.
+    assert compared.faithfulness.passed is True
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    for file in (folder / "base").iterdir():
+        (stranger / file.name).symlink_to(file.resolve())
+    (stranger / "manifest.json").unlink()
+    assert main(["compare", str(stranger), graphs[1], "--no-latency", "-q"]) == ExitCode.REFUSED
 
 
 def repaired_graph(folder: Path, name: str, layers: tuple[int, ...]) -> Path:

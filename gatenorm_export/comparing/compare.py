@@ -137,7 +137,7 @@ def _pair(base: Path, pruned: Path) -> _Pair:
     if isinstance(base_record, PrunedGraph) and base_record.parent_sha256 == pruned_sha256:
         raise RefusedError(f"{base} was pruned from {pruned}: base and pruned are swapped; name the base first")
     if isinstance(pruned_record, PrunedGraph):
-        if pruned_record.parent_sha256 != base_sha256:
+        if pruned_record.parent_sha256 != base_sha256 and not _recovered(base_record, pruned_record):
             raise RefusedError(
                 f"{pruned} was pruned from another graph ({pruned_record.parent_path}, sha256 "
                 f"{pruned_record.parent_sha256[:12]}) than {base} ({base_sha256[:12]}); compare it with its own parent"
@@ -175,6 +175,12 @@ def _pair(base: Path, pruned: Path) -> _Pair:
         model,
         Convention(),
     )
+
+
+def _recovered(base: ExportedGraph | PrunedGraph | None, pruned: PrunedGraph) -> bool:
+    """Whether a fine-tuned graph came from the base's checkpoint; its own parent is not kept, and proves less."""
+    before = base.model.digest if isinstance(base, ExportedGraph) and base.model is not None else None
+    return before is not None and pruned.recovered_from == before
 
 
 @dataclasses.dataclass(frozen=True)

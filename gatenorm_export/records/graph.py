@@ -105,7 +105,8 @@ class PrunedGraph(Record):
     """An ONNX graph with attention sublayers taken out, and how it relates to its parent.
 
     ``files`` were written with the graph; ``shared`` are the source's data files that the graph points into.
-    ``repair`` says what stands in for the removed attention, where something does.
+    ``repair`` says what stands in for the removed attention, where something does. ``recovered_from`` is the digest of
+    the checkpoint that was fine-tuned into ``model``; the graph's parent, with all its attention, was not kept then.
     """
 
     kind: Literal["pruned"] = "pruned"
@@ -127,6 +128,7 @@ class PrunedGraph(Record):
     before: GraphFacts
     after: GraphFacts
     repair: RepairRecord | None = None
+    recovered_from: str | None = None
 
 
 class ProfileBounds(Part):

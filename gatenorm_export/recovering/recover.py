@@ -95,7 +95,7 @@ def recover_model(
             progress=progress,
         )
         shutil.rmtree(staging / "base")
-        _name_parent(output)
+        _name_parent(output, spec)
         graph = output / PRUNED / GRAPH_NAME
         training, windows = trained.training, trained.windows
         report = RecoveryReport(
@@ -279,9 +279,9 @@ def _save(model: Any, tokenizer: Any, folder: Path, spec: ModelSpec, layers: tup
     tokenizer.save_pretrained(folder)
 
 
-def _name_parent(output: Path) -> None:
+def _name_parent(output: Path, spec: ModelSpec) -> None:
     """The parent of the pruned graph was never more than a file in a temporary folder; say so where its path stood."""
     manifest = output / PRUNED / "manifest.json"
     record = PrunedGraph.load(manifest)
     gone = f"not kept: the export of {(output / CHECKPOINT).resolve()} with all its attention"
-    record.model_copy(update={"parent_path": gone}).save(manifest)
+    record.model_copy(update={"parent_path": gone, "recovered_from": spec.digest}).save(manifest)
