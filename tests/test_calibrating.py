@@ -280,6 +280,30 @@ def test_greedy_takes_the_cheapest_at_each_step(exported) -> None:
         guard_layers(model, corpus(), model.layers, 3, GuardRequest(candidates=2))
 
 
+@pytest.mark.parametrize("kind", ["none", "linear"])
+def test_plain_gate_norm_stands_beside_a_guarded_plan(kind: str, exported) -> None:
+    _, graph, _ = exported("llama-gqa")
+    model, repair, windows = StreamModel(graph), parse_repair(kind), corpus()
+    meter = Meter(model, windows.measured)
+    # As if the lowest score were that of the layer that costs most.
+    ranked = tuple(sorted(model.layers, key=lambda layer: -meter.cost(layer).kl_nats))
+    chosen, report = guard_layers(model, windows, ranked, 1, GuardRequest(repair=repair, force=True))
+    plain = report.plain
+    assert plain.layers == ranked[:1]
+    assert plain.ppl_ratio == pytest.approx(meter.cost(ranked[0]).ppl / meter.base_ppl, rel=1e-6)
+    assert (plain.repaired_ppl_ratio is None) == (kind == "none")
+    assert chosen != plain.layers
+    assert f"would remove {ranked[0]}, which multiplies perplexity by {plain.ppl_ratio:.3f}" in " ".join(
+        report.sentences
+    )
+    everything, all_report = guard_layers(model, windows, ranked, len(ranked), GuardRequest(repair=repair, force=True))
+    assert all_report.plain.layers == everything
+    assert "plain Gate-Norm chooses the same" in " ".join(all_report.sentences)
+    if kind == "linear":
+        # The same layers with the same stand-ins cost what the search's last step did.
+        assert all_report.plain.repaired_ppl_ratio == pytest.approx(all_report.steps[-1].ppl_ratio, rel=1e-5)
+
+
 def test_an_interrupted_search_goes_on_where_it_was(exported, tmp_path: Path, monkeypatch) -> None:
     _, graph, _ = exported("llama-gqa")
     model, request, cache = StreamModel(graph), GuardRequest(force=True), tmp_path / "cache.json"

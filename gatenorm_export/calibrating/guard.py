@@ -16,7 +16,7 @@ from gatenorm_export.calibrating.metering import Cost, Measurements, Meter
 from gatenorm_export.calibrating.stream import StreamModel
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.progress import Progress, Quiet
-from gatenorm_export.records import GuardReport, GuardStep, SparedLayer
+from gatenorm_export.records import GuardReport, GuardStep, PlainCost, SparedLayer
 from gatenorm_export.repairs import LayerRepair, Repair
 
 Search = Literal["order", "greedy"]
@@ -71,7 +71,7 @@ def guard_layers(
     decides = [str(model.graph.stat().st_size), str(model.graph.resolve()), corpus.sha256, str(request.repair)]
     search = _Search(model, corpus, candidates, request, budget, Measurements(cache, *decides), progress)
     dropped = search.greedy(count) if request.search == "greedy" else search.in_order(count)
-    spared = search.spared(dropped)
+    spared, plain = search.spared(dropped), search.plain(ranked[:count])
     report = GuardReport(
         search=request.search,
         repair=str(request.repair),
@@ -85,7 +85,8 @@ def guard_layers(
         spared=spared,
         n_measured=search.n_measured,
         seconds=time.monotonic() - started,
-        sentences=search.sentences(dropped, spared),
+        sentences=search.sentences(dropped, spared, plain),
+        plain=plain,
         forced=search.forced,
     )
     search.measurements.forget()
@@ -236,7 +237,26 @@ class _Search:
             return True, f"score {rank} from below, yet its removal multiplies perplexity by {factor:.3f}"
         return False, f"its removal multiplies perplexity by {factor:.3f}, and {len(dropped)} others cost less"
 
-    def sentences(self, dropped: Sequence[int], spared: Sequence[SparedLayer]) -> tuple[str, ...]:
+    def plain(self, lowest: Sequence[int]) -> PlainCost:
+        """Plain Gate-Norm on the same text: the ``lowest`` scores removed, unrepaired and repaired."""
+        unrepaired = self._set_cost("unrepaired", lowest, {})
+        repaired = self._set_cost("repaired", lowest, self._repairs) if self._repairs else None
+        return PlainCost(
+            layers=tuple(sorted(lowest)),
+            ppl_ratio=unrepaired.ppl / self.base_ppl,
+            repaired_ppl_ratio=repaired.ppl / self.base_ppl if repaired is not None else None,
+        )
+
+    def _set_cost(self, kind: str, layers: Sequence[int], repairs: Mapping[int, LayerRepair]) -> Cost:
+        name = f"{kind} {','.join(map(str, sorted(layers)))}"
+        cost = self.measurements.get(name)
+        if cost is None:
+            with self._progress.task(f"measure plain Gate-Norm, {kind}"):
+                self._meter.adopt(frozenset(layers), repairs)
+                cost = self.measurements.put(name, self._meter.cost(None))
+        return cost
+
+    def sentences(self, dropped: Sequence[int], spared: Sequence[SparedLayer], plain: PlainCost) -> tuple[str, ...]:
         """The outcome in plain words."""
         lines = []
         if self.steps:
@@ -244,6 +264,18 @@ class _Search:
             lines.append(
                 f"Removing {len(dropped)} layers multiplies perplexity by {last.ppl_ratio:.3f} on text that nothing "
                 f"was fitted on (repair while searching: {self._request.repair})."
+            )
+        if plain.layers == tuple(sorted(dropped)):
+            lines.append("They are those with the lowest scores: plain Gate-Norm chooses the same.")
+        elif plain.layers:
+            repaired = (
+                f", and by {plain.repaired_ppl_ratio:.3f} with the same repair"
+                if plain.repaired_ppl_ratio is not None
+                else ""
+            )
+            lines.append(
+                f"Plain Gate-Norm would remove {', '.join(map(str, plain.layers))}, which multiplies perplexity by "
+                f"{plain.ppl_ratio:.3f}{repaired}."
             )
         protected = [layer for layer in spared if layer.protected]
         if protected:

@@ -29,7 +29,7 @@ from gatenorm_export.records.graph import (
     RepairRecord,
     Weights,
 )
-from gatenorm_export.records.guard import GuardReport, GuardStep, SparedLayer
+from gatenorm_export.records.guard import GuardReport, GuardStep, PlainCost, SparedLayer
 from gatenorm_export.records.inspection import AttentionSublayer, GraphInspection, UnmatchedNode
 from gatenorm_export.records.model import (
     DepthTrend,
@@ -69,6 +69,7 @@ __all__ = [
     "ModelResult",
     "ModelSpec",
     "Part",
+    "PlainCost",
     "Profile",
     "ProfileBounds",
     "PrunePlan",

@@ -26,6 +26,14 @@ class SparedLayer(Part):
     reason: str
 
 
+class PlainCost(Part):
+    """What as many layers taken by their scores alone would have cost: without repair, and with that of the search."""
+
+    layers: tuple[int, ...]
+    ppl_ratio: float
+    repaired_ppl_ratio: float | None
+
+
 class GuardReport(Part):
     """How a plan was guarded. Perplexities are of the measured windows, which no repair was fitted on."""
 
@@ -42,4 +50,5 @@ class GuardReport(Part):
     n_measured: int
     seconds: float
     sentences: tuple[str, ...]
+    plain: PlainCost | None = None
     forced: bool = False
