@@ -180,9 +180,7 @@ def test_a_comparison_times_a_repair_against_the_same_removal_without_it(exporte
     assert timed["plain"].repair_latency is None
     cost = timed["repaired"].repair_latency
     assert cost is not None
-    assert [(row.phase, row.sequence) for row in cost.rows] == [
-        (row.phase, row.sequence) for row in timed["repaired"].latency.rows
-    ]
+    assert {row.phase for row in cost.rows} == {row.phase for row in timed["repaired"].latency.rows}
     assert "repair" in timed["repaired"].verdict
     assert f"{cost.decode_speedup:.3f}" in timed["repaired"].verdict
     assert sorted(path.name for path in (tmp_path / "repaired").iterdir() if path.name.startswith(".")) == []

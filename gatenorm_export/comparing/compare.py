@@ -36,6 +36,10 @@ from gatenorm_export.records import (
 from gatenorm_export.repairs import load_repairs
 
 
+REPAIR_SEQUENCES = (256,)
+"""One length is enough for a repair: what it computes does not depend on how much is in the cache."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ComparisonRequest:
     """What to measure, and the limits that must hold. ``text`` None is the text that gatenorm ships."""
@@ -230,7 +234,7 @@ def _repair_latency(pair: _Pair, progress: Progress) -> Latency:
         # Not model.onnx: beside a file of another name no tokenizer is written, which nobody needs here.
         bare = Path(folder) / "unrepaired.onnx"
         prune_graph(pair.base, bare, layers=pair.dropped, progress=progress)
-        return measure_latency(bare, pair.pruned, progress=progress)
+        return measure_latency(bare, pair.pruned, sequences=REPAIR_SEQUENCES, progress=progress)
 
 
 def _vocabulary(graph: Path) -> int:
