@@ -35,7 +35,6 @@ from gatenorm_export.records import (
 )
 from gatenorm_export.repairs import load_repairs
 
-
 REPAIR_SEQUENCES = (256,)
 """One length is enough for a repair: what it computes does not depend on how much is in the cache."""
 
