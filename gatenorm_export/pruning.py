@@ -26,7 +26,7 @@ from gatenorm_export.records import (
     RepairRecord,
     Weights,
 )
-from gatenorm_export.repairs import REPAIR_FILE, Repaired, joined_record, load_repairs, save_repairs
+from gatenorm_export.repairs import REPAIR_FILE, Repaired, joined_record, repairs_of, save_repairs
 from gatenorm_export.side_files import side_files
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _write_repair(
     if repaired is None and earlier is None:
         return None
     file = REPAIR_FILE if name == GRAPH_NAME else f"{Path(name).stem}.{REPAIR_FILE}"
-    kept = load_repairs(graph.parent / Path(earlier.file).name) if earlier is not None else {}
+    kept = repairs_of(graph, earlier) if earlier is not None else {}
     save_repairs(kept | dict(repaired.layers if repaired is not None else {}), staging / file)
     later = repaired.record(file, removed_parameters) if repaired is not None else None
     return joined_record(earlier, later, file) if earlier is not None else later

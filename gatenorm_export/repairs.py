@@ -170,6 +170,16 @@ def save_repairs(repairs: Mapping[int, LayerRepair], path: Path) -> None:
     save_file(tensors, path)
 
 
+def repairs_of(graph: Path, record: RepairRecord) -> dict[int, LayerRepair]:
+    """The repairs that are in a graph, from the file beside it that its record names.
+
+    Raises:
+        InputError: the file is damaged or holds something else.
+    """
+    # The name alone: a record cannot lead out of the graph's folder.
+    return load_repairs(graph.parent / Path(record.file).name)
+
+
 def load_repairs(path: Path) -> dict[int, LayerRepair]:
     """Read what :func:`save_repairs` wrote.
 

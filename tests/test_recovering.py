@@ -11,17 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calibration_cases import repair_graph
 from model_zoo import NAMES, row
 from test_repository import HEAVY
 
-from gatenorm_export.calibrating import StreamModel, fit_repairs
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import measure_quality
 from gatenorm_export.comparing.text import load_text, tokenize
 from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.progress import Quiet
-from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import ComparisonReport, ModelSpec, PrunePlan, RecoveryQuality, RecoveryReport
 from gatenorm_export.recovering import RecoverRequest, recover
 from gatenorm_export.recovering.judging import judge
@@ -29,7 +28,6 @@ from gatenorm_export.recovering.request import split_windows
 from gatenorm_export.recovering.student import Student
 from gatenorm_export.recovering.training import train
 from gatenorm_export.recovering.verdict import verdict
-from gatenorm_export.repairs import Repair, Repaired
 from gatenorm_export.sources import resolve_model
 
 LAYERS = (1, 3)
@@ -277,11 +275,7 @@ def test_a_recovered_graph_is_compared_with_the_unpruned_one(folder: Path, tmp_p
 
 def repaired_graph(folder: Path, name: str, layers: tuple[int, ...]) -> Path:
     """The base without the attention of ``layers``, with linear stand-ins."""
-    base, repair = folder / "base" / "model.onnx", Repair("linear", 4)
-    windows = np.random.default_rng(0).integers(4, 120, size=(10, 24))
-    fitted = fit_repairs(StreamModel(base), windows, layers, repair)
-    repaired = Repaired(repair, fitted, "random tokens", "00", int(windows.size))
-    prune_graph(base, folder / name, layers=layers, repaired=repaired)
+    repair_graph(folder / "base" / "model.onnx", folder / name, "linear:4", layers)
     return folder / name
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection
 import numpy as np
 
 from gatenorm_export.calibrating.least_squares import NormalEquations, factors_of, fit_linear
-from gatenorm_export.calibrating.stream import Stream, StreamModel
+from gatenorm_export.calibrating.stream import Rest, Stream, StreamModel
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.repairs import LayerRepair, Repair
 
@@ -67,13 +67,18 @@ def repaired_layer(
     model: StreamModel, layer: int, stream: Stream, tokens: np.ndarray, repair: LayerRepair | None
 ) -> Stream:
     """The stream behind a layer whose attention is removed and replaced by ``repair``."""
-    read = model.read(layer, stream, tokens) if repair is not None and repair.factors else None
-    branch = repair.branch(read, stream) if repair is not None else np.zeros_like(stream)
-    rest = model.rest(layer, stream, branch, tokens)
-    if repair is None or repair.down is None:
+    repair = repair or LayerRepair(layer)
+    rest = _rest_behind(model, repair, stream, tokens)
+    if repair.down is None:
         return rest.following
     assert rest.hidden is not None
     return rest.following + model.down(layer).scale * _times(rest.hidden, model.down_change(layer, repair.down))
+
+
+def _rest_behind(model: StreamModel, repair: LayerRepair, stream: Stream, tokens: np.ndarray) -> Rest:
+    """What follows the stand-in of ``repair``, the MLP's last matrix being the unpruned one."""
+    read = model.read(repair.layer, stream, tokens) if repair.factors else None
+    return model.rest(repair.layer, stream, repair.branch(read, stream), tokens)
 
 
 class _Walk:
@@ -148,8 +153,7 @@ class _Walk:
         model, layer, rows = self._model, fitted.layer, self._rows()
         for batch in self._batches:
             tokens, stream = self._tokens[batch], self._repaired[batch]
-            read = model.read(layer, stream, tokens) if fitted.factors else None
-            rest = model.rest(layer, stream, fitted.branch(read, stream), tokens)
+            rest = _rest_behind(model, fitted, stream, tokens)
             assert rest.hidden is not None
             assert rest.total is not None
             rows.add(batch.start, rest.hidden, totals[batch] - rest.total)
@@ -194,7 +198,7 @@ class _Rows:
         seen, unseen = self.parts()
         if repair.stand_in == "bias":
             left = unseen.squared_error(np.zeros_like(unseen.xy), seen.y / seen.n)
-            total = seen if self._single else seen.plus(unseen)
+            total = seen.plus(unseen)
             unexplained = left / unseen.yy if unseen.yy else 0.0
             return LayerRepair(layer, bias=_single(total.y / total.n), unexplained=unexplained)
         fit = fit_linear(seen, unseen, rank=repair.rank)

@@ -248,6 +248,9 @@ class _Search:
         )
 
     def _set_cost(self, kind: str, layers: Sequence[int], repairs: Mapping[int, LayerRepair]) -> Cost:
+        # The search's last step measured its own plan.
+        if set(layers) == set(self._plan) and bool(repairs) == bool(self._repairs):
+            return self._current
         name = f"{kind} {','.join(map(str, sorted(layers)))}"
         cost = self.measurements.get(name)
         if cost is None:

@@ -33,7 +33,7 @@ from gatenorm_export.records import (
     RepairRecord,
     Sizes,
 )
-from gatenorm_export.repairs import load_repairs
+from gatenorm_export.repairs import repairs_of
 
 REPAIR_SEQUENCES = (256,)
 """One length is enough for a repair: what it computes does not depend on how much is in the cache."""
@@ -220,7 +220,7 @@ def _checkpoint(recorded: ModelSpec | None, asked: str | None, progress: Progres
 def _faithfulness(pair: _Pair, spec: ModelSpec | None, reason: str, progress: Progress) -> Faithfulness:
     if spec is None:
         return Faithfulness(passed=None, reason=f"not run: {reason}", reference="none")
-    repairs = load_repairs(pair.pruned.parent / Path(pair.repair.file).name) if pair.repair is not None else None
+    repairs = repairs_of(pair.pruned, pair.repair) if pair.repair is not None else None
     result = check_faithfulness(pair.pruned, spec, pair.dropped, repairs=repairs, progress=progress)
     # The framework model is as large as both graphs together; it must be gone before they are loaded.
     gc.collect()

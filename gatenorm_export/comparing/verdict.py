@@ -49,8 +49,6 @@ def _speed(latency: Latency) -> str:
 
 
 def _repair_speed(latency: Latency) -> str:
-    low, high = latency.decode_speedup_low, latency.decode_speedup_high
-    speed = f"{latency.decode_speedup:.3f} ({low:.3f} to {high:.3f})"
-    if low <= 1.0 <= high:
-        return f"The repair costs no measurable time: decode is {speed} times as fast as without it."
-    return f"With the repair decode is {speed} times as fast as without it."
+    interval = f"{latency.decode_speedup_low:.3f} to {latency.decode_speedup_high:.3f}"
+    finding = "With the repair" if latency.decode_differs else "The repair costs no measurable time:"
+    return f"{finding} decode is {latency.decode_speedup:.3f} ({interval}) times as fast as without it."

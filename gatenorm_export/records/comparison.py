@@ -79,6 +79,11 @@ class Latency(Part):
     decode_speedup_low: float
     decode_speedup_high: float
 
+    @property
+    def decode_differs(self) -> bool:
+        """Whether the interval of the decode speed-up lies to one side of 1; otherwise nothing was measured."""
+        return not self.decode_speedup_low <= 1.0 <= self.decode_speedup_high
+
 
 class Sizes(Part):
     """Static costs of one of the two graphs."""

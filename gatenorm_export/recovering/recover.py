@@ -25,7 +25,7 @@ from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import FileDigest, ModelSpec, PrunedGraph, PrunePlan, RecoveryQuality, RecoveryReport
 from gatenorm_export.recovering.request import RecoverRequest, Windows, split_windows
 from gatenorm_export.recovering.verdict import verdict
-from gatenorm_export.repairs import LayerRepair, load_repairs
+from gatenorm_export.repairs import LayerRepair, repairs_of
 from gatenorm_export.sources import resolve_model
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def _against(
         raise RefusedError(
             f"{graph}: lacks attention in layers {there}, the recovery in {asked}; use one plan for both"
         )
-    return record.repair.kind, load_repairs(graph.parent / Path(record.repair.file).name)
+    return record.repair.kind, repairs_of(graph, record.repair)
 
 
 def _claim(output: Path) -> None:
@@ -280,7 +280,7 @@ def _save(model: Any, tokenizer: Any, folder: Path, spec: ModelSpec, layers: tup
 
 
 def _name_parent(output: Path, spec: ModelSpec) -> None:
-    """The parent of the pruned graph was never more than a file in a temporary folder; say so where its path stood."""
+    """Say what the graph came from: its parent was never more than a file in a temporary folder."""
     manifest = output / PRUNED / "manifest.json"
     record = PrunedGraph.load(manifest)
     gone = f"not kept: the export of {(output / CHECKPOINT).resolve()} with all its attention"

@@ -55,5 +55,5 @@ def _latency_words(latency: Latency) -> str:
     low, high = latency.decode_speedup_low, latency.decode_speedup_high
     decode = f"{fixed(latency.decode_speedup, 3)} ({fixed(low, 3)} to {fixed(high, 3)})"
     prefill = fixed(latency.prefill_speedup, 3)
-    finding = " The repair costs no measurable time:" if low <= 1 <= high else " By the clock,"
+    finding = " By the clock," if latency.decode_differs else " The repair costs no measurable time:"
     return f"{finding} decode is {decode} and prefill {prefill} times as fast as with the same layers just removed."
