@@ -11,7 +11,7 @@ from report_factory import a_latency, a_quality
 
 from gatenorm_export.comparing import Limits, check_limits, load_text, measure_latency, measure_quality
 from gatenorm_export.comparing.feeds import make_script, step_feed
-from gatenorm_export.comparing.latency import speedup_with_interval
+from gatenorm_export.comparing.latency import order_free_ratios, speedup_with_interval
 from gatenorm_export.comparing.quality import QualitySums, top_k_overlap
 from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder
 from gatenorm_export.comparing.text import Text, tokenize
@@ -114,6 +114,16 @@ def test_latency_measures_both_phases(exported) -> None:
     for row in latency.rows:
         assert 0 < row.base_p50_ms <= row.base_p90_ms
         assert row.speedup_low <= row.speedup <= row.speedup_high
+
+
+def test_who_goes_second_does_not_make_a_speedup() -> None:
+    """The same graph against itself, where whatever is called second takes 1.7 times as long."""
+    seconds = np.ones((2, 20))
+    seconds[1, 0::2] = seconds[0, 1::2] = 1.7
+    assert speedup_with_interval(order_free_ratios(seconds)) == pytest.approx((1.0, 1.0, 1.0))
+    # A graph that really is half as long stays so.
+    seconds[1] /= 2
+    assert speedup_with_interval(order_free_ratios(seconds))[0] == pytest.approx(2.0)
 
 
 def test_the_speedup_is_the_median_of_pairs_with_its_interval() -> None:

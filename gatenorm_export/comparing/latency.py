@@ -22,7 +22,8 @@ from gatenorm_export.records import Latency, LatencyRow
 SEQUENCES = (64, 256, 512)
 REPEATS = {"prefill": 16, "decode": 150}
 """Pairs of calls per point. A removed sublayer of thirty is worth about one per cent of a decode step, and single calls
-on a shared machine scatter by ten, so decode needs many pairs; a prefill is long enough to need few."""
+on a shared machine scatter by ten, so decode needs many pairs; a prefill is long enough to need few. Even
+numbers: pairs of both orders belong together."""
 
 WARM_UP = 3
 BATCH = 1
@@ -34,7 +35,7 @@ def measure_latency(
     """Time prefill of ``sequences`` tokens, and decode of one token with that many in the cache.
 
     Base and pruned are called in turn, the order changing from pair to pair, so that drift of the machine hits both.
-    The speed-up is the median of the pairs' ratios, its interval a seeded 95 % bootstrap. Caches stay in ONNX
+    The speed-up is the median of :func:`order_free_ratios`, its interval a seeded 95 % bootstrap. Caches stay in ONNX
     Runtime's own values: nothing is copied between calls.
 
     Raises:
@@ -58,7 +59,7 @@ def measure_latency(
                 ]
                 seconds = _alternate(calls, REPEATS[phase])
                 rows.append(_row(phase, sequence, seconds))
-                ratios.append(seconds[0] / seconds[1])
+                ratios.append(order_free_ratios(seconds))
                 bar.advance()
     decode, decode_low, decode_high = speedup_with_interval(*ratios[len(sequences) :])
     return Latency(
@@ -84,8 +85,18 @@ def device_name() -> str:
     return f"{model}, {os.cpu_count()} threads, {platform.system()} {platform.machine()}"
 
 
+def order_free_ratios(seconds: np.ndarray) -> np.ndarray:
+    """Ratios base / pruned [repeats / 2] of seconds [2, repeats]: the geometric mean of two pairs in opposite order.
+
+    Whichever is called after the other finds its caches cold; over both orders that cancels, where a median of single
+    pairs would jump between the two.
+    """
+    pairs = seconds[0] / seconds[1]
+    return np.asarray(np.sqrt(pairs[0::2] * pairs[1::2]))
+
+
 def speedup_with_interval(*ratios: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Median of paired ratios base / pruned, [pairs], with its 95 % bootstrap interval.
+    """Median of ratios base / pruned, [n], with its 95 % bootstrap interval.
 
     Of several sets of pairs (one a sequence length) it is the geometric mean of their medians, since ratios multiply;
     its interval is narrower than each one's, for it rests on all pairs.
@@ -136,7 +147,7 @@ def _row(phase: str, sequence: int, seconds: np.ndarray) -> LatencyRow:
     tokens = BATCH * (sequence if phase == "prefill" else 1)
     base_p50, pruned_p50 = np.median(seconds, axis=1)
     base_p90, pruned_p90 = np.quantile(seconds, 0.9, axis=1)
-    speedup, low, high = speedup_with_interval(seconds[0] / seconds[1])
+    speedup, low, high = speedup_with_interval(order_free_ratios(seconds))
     return LatencyRow(
         phase="prefill" if phase == "prefill" else "decode",
         sequence=sequence,

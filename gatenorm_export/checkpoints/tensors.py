@@ -1,0 +1,47 @@
+"""What scoring needs of a checkpoint, wherever it lies: the table of its tensors, and one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as the checkpoint lists it. ``shape`` is that of the weights; packing and quantisation are undone."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    """Bytes that reading the tensor takes from the source, scales and zero points included."""
+    file: str
+    """Where it lies, for messages."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that was read: its values, in the stored precision where numpy has it and else dequantised to float32,
+    and a digest of the bytes as they are stored."""
+
+    values: np.ndarray
+    digest: str
+
+
+class TensorSource(Protocol):
+    """An open checkpoint."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its stored name; nothing but headers has been read."""
+
+    def read(self, name: str) -> StoredTensor:
+        """Read one tensor. May be called from another thread than the one that opened the source, one at a time.
+
+        Raises:
+            InputError: it is missing, damaged, packed in a way that cannot be undone, or its source does not answer;
+                the text names file and tensor.
+        """
