@@ -6,9 +6,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.records import GuardReport, LayerScores, PrunePlan
+from gatenorm_export.records import GuardReport, LayerScores, ModelSpec, PrunePlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,8 @@ def plan_of(
     return PrunePlan(
         convention=scores.convention,
         model_name=scores.model.name,
-        model_digest=scores.model.digest,
+        model_digest=scores.model.query_key_digest or "",
+        graph_sha256=_scored_graph(scores.model),
         scores_sha256=scores_sha256,
         n_layers=len(scores.layers),
         policy=policy,
@@ -116,6 +118,13 @@ def plan_of(
         drop=tuple(sorted(drop)),
         guard=guard,
     )
+
+
+def _scored_graph(model: ModelSpec) -> str | None:
+    """The sha256 of the ONNX file that was scored by itself; None for a checkpoint."""
+    if model.source != "onnx":
+        return None
+    return next(file.sha256 for file in model.files if file.name == Path(model.path).name)
 
 
 def _count(request: DropRequest, n_layers: int) -> tuple[int, str]:

@@ -216,9 +216,14 @@ def _check_plan(
             f"make the plan from the model that the graph was exported from{hint}"
         )
     spec: ModelSpec | None = parent.model if parent else None
-    if spec is not None and spec.digest != plan.model_digest:
+    if plan.graph_sha256 is not None:
+        if sha256_of(graph) != plan.graph_sha256:
+            raise RefusedError(
+                f"{graph}: is not the graph that was scored for the plan ({plan.model_name}); score this one"
+            )
+    elif spec is not None and spec.query_key_digest != plan.model_digest:
         raise RefusedError(
-            f"{graph}: exported from {spec.name} ({spec.digest[:12]}), but the plan was made from {plan.model_name} "
+            f"{graph}: exported from {spec.name} ({spec.short_digest}), but the plan was made from {plan.model_name} "
             f"({plan.model_digest[:12]}); score and plan the model that the graph came from"
         )
 

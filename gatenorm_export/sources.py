@@ -14,7 +14,7 @@ from gatenorm_export.demo_model import demo_model
 from gatenorm_export.errors import InputError, needs
 from gatenorm_export.graphs import TOKENIZER_FILES
 from gatenorm_export.progress import Progress, Quiet
-from gatenorm_export.records import FileDigest, ModelSpec
+from gatenorm_export.records import FileDigest, ModelSpec, TowerSpec
 
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _DESCRIBES = (*TOKENIZER_FILES, "generation_config.json")
@@ -22,6 +22,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve_model(name: str, *, progress: Progress | None = None) -> ModelSpec:
+    from gatenorm_export.scoring.weights import query_key_digest
+
+    spec = _resolve(name, progress=progress)
+    return spec.model_copy(update={"query_key_digest": query_key_digest(spec)})
+
+
+def _resolve(name: str, *, progress: Progress | None = None) -> ModelSpec:
     """Find a checkpoint, read its dimensions, and digest every file that defines it.
 
     ``name`` is a Hugging Face folder (config.json and safetensors), a ``.gguf`` file, a hub id, or ``smollm2``.
@@ -77,11 +84,15 @@ def _from_folder(folder: Path, name: str, progress: Progress) -> ModelSpec:
         path=str(folder),
         source="safetensors",
         architecture=architectures[0],
-        n_layers=_positive(config, "num_hidden_layers", folder),
-        d_model=d_model,
-        n_heads=n_heads,
-        n_kv_heads=_positive(config, "num_key_value_heads", folder, default=n_heads),
-        head_dim=_positive(config, "head_dim", folder, default=d_model // n_heads),
+        towers=(
+            TowerSpec(
+                n_layers=_positive(config, "num_hidden_layers", folder),
+                d_model=d_model,
+                n_heads=n_heads,
+                n_kv_heads=_positive(config, "num_key_value_heads", folder, default=n_heads),
+                head_dim=_positive(config, "head_dim", folder, default=d_model // n_heads),
+            ),
+        ),
         files=_digests(described, folder, progress),
     )
 
@@ -127,11 +138,15 @@ def _from_gguf(path: Path, name: str, progress: Progress) -> ModelSpec:
         path=str(path),
         source="gguf",
         architecture=architecture,
-        n_layers=_positive(fields, f"{kind}.block_count", path),
-        d_model=d_model,
-        n_heads=n_heads,
-        n_kv_heads=_positive(fields, f"{kind}.attention.head_count_kv", path, default=n_heads),
-        head_dim=_positive(fields, f"{kind}.attention.key_length", path, default=d_model // n_heads),
+        towers=(
+            TowerSpec(
+                n_layers=_positive(fields, f"{kind}.block_count", path),
+                d_model=d_model,
+                n_heads=n_heads,
+                n_kv_heads=_positive(fields, f"{kind}.attention.head_count_kv", path, default=n_heads),
+                head_dim=_positive(fields, f"{kind}.attention.key_length", path, default=d_model // n_heads),
+            ),
+        ),
         files=_digests([path], path.parent, progress),
     )
 

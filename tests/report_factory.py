@@ -25,6 +25,7 @@ from gatenorm_export.records import (
     Sizes,
     StepError,
     Threshold,
+    TowerSpec,
 )
 from gatenorm_export.reporting import ReportMaterial
 
@@ -44,11 +45,8 @@ def a_model(name: str = "SmolLM2-135M-Instruct", n_layers: int = 30) -> ModelSpe
         path="/models/SmolLM2-135M-Instruct.Q4_1.gguf",
         source="gguf",
         architecture="LlamaForCausalLM",
-        n_layers=n_layers,
-        d_model=576,
-        n_heads=9,
-        n_kv_heads=3,
-        head_dim=64,
+        towers=(TowerSpec(n_layers=n_layers, d_model=576, n_heads=9, n_kv_heads=3, head_dim=64),),
+        query_key_digest="7c" * 16,
         files=(FileDigest(name="SmolLM2-135M-Instruct.Q4_1.gguf", bytes=98_374_880, sha256="5a" * 32),),
     )
 
@@ -228,7 +226,7 @@ def a_material(
     plan = PrunePlan(
         versions=VERSIONS,
         model_name=name,
-        model_digest=scores.model.digest,
+        model_digest=scores.model.query_key_digest,
         scores_sha256="d3" * 32,
         n_layers=len(values),
         policy=f"lowest {len(drop)}",

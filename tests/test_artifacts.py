@@ -12,7 +12,7 @@ from gatenorm_export.artifacts import atomic_file, sha256_of, staged_folder, wri
 from gatenorm_export.errors import InputError, OutputError
 from gatenorm_export.ledger import Ledger
 from gatenorm_export.progress import Quiet
-from gatenorm_export.records import FileDigest, ModelSpec, PrunePlan, RunManifest
+from gatenorm_export.records import FileDigest, ModelSpec, PrunePlan, RunManifest, TowerSpec
 
 
 def a_model() -> ModelSpec:
@@ -21,11 +21,8 @@ def a_model() -> ModelSpec:
         path="/nowhere/tiny",
         source="safetensors",
         architecture="LlamaForCausalLM",
-        n_layers=4,
-        d_model=64,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=16,
+        towers=(TowerSpec(n_layers=4, d_model=64, n_heads=4, n_kv_heads=2, head_dim=16),),
+        query_key_digest="7c" * 16,
         files=(FileDigest(name="model.safetensors", bytes=3, sha256="ab"),),
     )
 
@@ -76,7 +73,7 @@ def test_a_staged_folder_keeps_what_else_lies_there(tmp_path: Path) -> None:
 def test_records_survive_the_way_through_json_and_refuse_others(tmp_path: Path) -> None:
     plan = PrunePlan(
         model_name="tiny",
-        model_digest=a_model().digest,
+        model_digest=a_model().query_key_digest,
         scores_sha256="cd",
         n_layers=4,
         policy="drop 1",

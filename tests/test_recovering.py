@@ -50,7 +50,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, exported) -> Path:
     (folder / "text.txt").write_text(walk(2000, seed=1))
     (folder / "other.txt").write_text(walk(300, seed=2))
     plan = PrunePlan(
-        model_name="m", model_digest=spec.digest, scores_sha256="0", n_layers=4, policy="p", protect=(), drop=LAYERS
+        model_name="m",
+        model_digest=spec.query_key_digest,
+        scores_sha256="0",
+        n_layers=4,
+        policy="p",
+        protect=(),
+        drop=LAYERS,
     )
     plan.save(folder / "plan.json")
     assert (
@@ -223,7 +229,7 @@ def test_an_output_folder_holds_the_recovery_and_no_graph_with_all_attention(fol
     assert manifest["model"]["digest"] == report.recovered_model.digest
     assert manifest["parent_path"].startswith("not kept")
     plan = PrunePlan.load(out / "plan.json")
-    assert (plan.drop, plan.model_digest) == (LAYERS, report.recovered_model.digest)
+    assert (plan.drop, plan.model_digest) == (LAYERS, report.recovered_model.query_key_digest)
     config = json.loads((out / "checkpoint" / "config.json").read_text())
     assert config["gatenorm"]["trained_without_attention_of_layers"] == list(LAYERS)
 

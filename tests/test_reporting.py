@@ -71,7 +71,7 @@ def test_a_hostile_name_stays_text() -> None:
     name = "<script>alert(1)</script>|`x`"
     material = a_material()
     scores = material.scores.model_copy(update={"model": a_model(name)})
-    plan = material.plan.model_copy(update={"model_name": name, "model_digest": scores.model.digest})
+    plan = material.plan.model_copy(update={"model_name": name, "model_digest": scores.model.query_key_digest})
     check_page(render_html(dataclasses.replace(material, scores=scores, plan=plan)))
     ElementTree.fromstring(scores_svg(scores, plan.drop))
 

@@ -11,6 +11,7 @@ from model_zoo import row
 from gatenorm_export import demo_model
 from gatenorm_export.errors import InputError
 from gatenorm_export.progress import Quiet
+from gatenorm_export.records import TowerSpec
 from gatenorm_export.sources import resolve_model
 
 
@@ -25,7 +26,7 @@ def edit(path: Path, **changes: object) -> None:
 
 def test_dimensions_come_from_the_config_and_every_file_is_digested(checkpoint: Path) -> None:
     spec = resolve_model(str(checkpoint))
-    assert (spec.n_layers, spec.d_model, spec.n_heads, spec.n_kv_heads, spec.head_dim) == (4, 64, 4, 2, 24)
+    assert spec.towers == (TowerSpec(n_layers=4, d_model=64, n_heads=4, n_kv_heads=2, head_dim=24),)
     assert spec.architecture == "Qwen3ForCausalLM"
     names = {file.name for file in spec.files}
     assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= names

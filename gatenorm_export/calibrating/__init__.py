@@ -45,10 +45,11 @@ def guarded_plan(
         raise InputError("--guard chooses the layers; give --drop or --ratio instead of --layers")
     ranking = rank_layers(scores, drop)
     record = graph_manifest(graph, digest_data=False)
-    if record is not None and record.model is not None and record.model.digest != scores.model.digest:
+    source = record.model if record is not None else None
+    if source is not None and source.query_key_digest != scores.model.query_key_digest:
         raise RefusedError(
-            f"{graph}: exported from {record.model.name} ({record.model.digest[:12]}), but the scores are of "
-            f"{scores.model.name} ({scores.model.digest[:12]}); score the model that the graph came from"
+            f"{graph}: exported from {source.name} ({source.short_digest}), but the scores are of "
+            f"{scores.model.name} ({scores.model.short_digest}); score the model that the graph came from"
         )
     with progress.task("cut the graph into layers"):
         model = StreamModel(graph)

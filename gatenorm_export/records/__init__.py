@@ -32,12 +32,15 @@ from gatenorm_export.records.graph import (
 from gatenorm_export.records.guard import GuardReport, GuardStep, PlainCost, SparedLayer
 from gatenorm_export.records.inspection import AttentionSublayer, GraphInspection, UnmatchedNode
 from gatenorm_export.records.model import (
+    CutCertainty,
     DepthTrend,
     FileDigest,
     LayerScore,
     LayerScores,
     ModelSpec,
     PrunePlan,
+    Source,
+    TowerSpec,
 )
 from gatenorm_export.records.recovery import RecoveryLoss, RecoveryPoint, RecoveryQuality, RecoveryReport
 from gatenorm_export.records.run import Artifact, RunManifest, StageEntry
@@ -50,6 +53,7 @@ __all__ = [
     "AttentionSublayer",
     "ComparisonReport",
     "Convention",
+    "CutCertainty",
     "DepthTrend",
     "EngineArtifact",
     "Evaluation",
@@ -84,6 +88,7 @@ __all__ = [
     "RepairedLayer",
     "RunManifest",
     "Sizes",
+    "Source",
     "SparedLayer",
     "StageEntry",
     "StepError",
@@ -95,6 +100,7 @@ __all__ = [
     "TaskMetric",
     "TaskResult",
     "Threshold",
+    "TowerSpec",
     "UnmatchedNode",
     "Weights",
     "tool_versions",

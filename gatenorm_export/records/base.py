@@ -52,13 +52,20 @@ class Part(BaseModel):
 class Convention(Part):
     """How a score was computed where the paper leaves a choice; see the README's section on scores."""
 
+    variant: Literal["all-heads", "per-head"] = "all-heads"
     formula: str = "||Wq Wk^T||_F over all heads together (arXiv 2512.20636)"
     grouped_query: str = "key heads repeated to the query heads"
     biases: str = "left out"
     norm_weights: str = "not folded in"
-    exactness: Literal["exact"] = "exact"
+    exactness: Literal["exact", "sketched"] = "exact"
+    bound: str | None = None
+    """What the intervals of sketched scores stand on."""
     arithmetic: str = "float64"
+    layout: str | None = None
+    """How the checkpoint keeps its query and key weights; where that was guessed, the words say so."""
     checkpoint_dtype: str | None = None
+    source_digest: str | None = None
+    """xxh3-128 over the query and key weights as they are stored."""
 
 
 class Record(Part):

@@ -26,35 +26,85 @@ class FileDigest(Part):
         return cls(name=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
-class ModelSpec(Part):
-    """A pretrained checkpoint: where it is, what it is, and the digest of every byte that defines it."""
+Source = Literal["safetensors", "gguf", "torch", "onnx"]
+"""What a checkpoint is kept in."""
 
-    name: str
-    path: str
-    source: Literal["safetensors", "gguf"]
-    architecture: str
+
+class TowerSpec(Part):
+    """One stack of attention sublayers. ``name`` is empty where a model has only one; else text, vision, encoder,
+    decoder or cross. ``head_dim`` is the length of a query head."""
+
+    name: str = ""
     n_layers: int
     d_model: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
+
+
+class ModelSpec(Part):
+    """A pretrained checkpoint: where it is, what it is, and the digests of what was read of it.
+
+    ``path`` is a folder, a file or a URL. With ``whole``, ``files`` has every file that defines the checkpoint;
+    without, only the small ones, for scoring reads no others whole. ``query_key_digest`` is over the bytes of the query
+    and key weights as they are stored, whatever files they lie in.
+    """
+
+    name: str
+    path: str
+    source: Source
+    architecture: str
+    towers: tuple[TowerSpec, ...]
     files: tuple[FileDigest, ...]
+    whole: bool = True
+    query_key_digest: str | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def digest(self) -> str:
-        """sha256 over the names and digests of all files: equal exactly when the checkpoint is equal."""
+        """sha256 over the names and digests of all files: with ``whole``, equal exactly when the checkpoint is."""
         lines = (f"{file.name} {file.sha256}\n" for file in sorted(self.files, key=lambda file: file.name))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def short_digest(self) -> str:
+        """The start of ``query_key_digest``, for messages."""
+        return (self.query_key_digest or "not scored")[:12]
+
+    @property
+    def n_layers(self) -> int:
+        """Attention sublayers of a model with one tower; of several towers, those of the first."""
+        return self.towers[0].n_layers
+
+    def tower(self, name: str) -> TowerSpec:
+        """The tower of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {tower.name: tower for tower in self.towers}[name]
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 class LayerScore(Part):
-    """The Gate-Norm score of one attention sublayer."""
+    """The Gate-Norm score of one attention sublayer; exact, or a sketch's estimate with the interval that holds it."""
 
     layer: int
     score: float
+    tower: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+class CutCertainty(Part):
+    """Whether the ``n`` lowest scores of a tower are known for certain; ``tied`` are layers on both sides of the cut
+    whose scores are equal as far as rounding tells."""
+
+    tower: str = ""
+    n: int
+    certain: bool
+    tied: tuple[int, ...] = ()
 
 
 class DepthTrend(Part):
@@ -72,6 +122,16 @@ class LayerScores(Record):
     model: ModelSpec
     layers: tuple[LayerScore, ...]
     trend: DepthTrend
+    cuts: tuple[CutCertainty, ...] = ()
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Names of the towers that were scored, in order."""
+        return tuple(dict.fromkeys(entry.tower for entry in self.layers))
+
+    def of_tower(self, tower: str) -> tuple[LayerScore, ...]:
+        """The scores of one tower, by layer."""
+        return tuple(entry for entry in self.layers if entry.tower == tower)
 
 
 class PrunePlan(Record):
@@ -80,7 +140,11 @@ class PrunePlan(Record):
     kind: Literal["plan"] = "plan"
     model_name: str
     model_digest: str
+    """``query_key_digest`` of the checkpoint that was scored."""
+    graph_sha256: str | None = None
+    """The ONNX file, where one was scored by itself."""
     scores_sha256: str
+    tower: str = ""
     n_layers: int
     policy: str
     protect: tuple[int, ...]

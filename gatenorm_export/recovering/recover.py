@@ -79,7 +79,7 @@ def recover_model(
             plan = plan.model_copy(
                 update={
                     "model_name": recovered.name,
-                    "model_digest": recovered.digest,
+                    "model_digest": recovered.query_key_digest,
                     "policy": f"{plan.policy} of {spec.name}, before recovery",
                 }
             )
@@ -203,9 +203,9 @@ def _texts(request: RecoverRequest) -> tuple[Text, list[Text]]:
 
 def _layers(spec: ModelSpec, plan: PrunePlan | None, layers: tuple[int, ...]) -> tuple[int, ...]:
     if plan is not None:
-        if plan.model_digest != spec.digest:
+        if plan.model_digest != spec.query_key_digest:
             raise RefusedError(
-                f"{spec.name} ({spec.digest[:12]}): the plan was made from {plan.model_name} "
+                f"{spec.name} ({spec.short_digest}): the plan was made from {plan.model_name} "
                 f"({plan.model_digest[:12]}); score and plan the model that is to be recovered"
             )
         layers = plan.drop

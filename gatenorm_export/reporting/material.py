@@ -26,10 +26,10 @@ class ReportMaterial:
     repair: RepairRecord | None = None
 
     def __post_init__(self) -> None:
-        if self.plan.model_digest != self.scores.model.digest:
+        if self.plan.model_digest != self.scores.model.query_key_digest:
             raise InputError(
                 f"the plan was made for checkpoint {self.plan.model_name!r} ({self.plan.model_digest[:12]}), "
-                f"the scores are of {self.scores.model.name!r} ({self.scores.model.digest[:12]}); "
+                f"the scores are of {self.scores.model.name!r} ({self.scores.model.short_digest}); "
                 "plan again from these scores"
             )
         if set(self.plan.drop) != set(self.comparison.dropped) or self.plan.n_layers != self.comparison.n_layers:

@@ -236,6 +236,7 @@ def digests_table(material: ReportMaterial) -> Table:
     comparison = material.comparison
     rows: list[Cells] = [
         ("Checkpoint", material.scores.model.path, material.scores.model.digest),
+        ("Its query and key weights (xxh3-128)", "", material.plan.model_digest),
         ("Scores the plan was made from", "", material.plan.scores_sha256),
         ("Unpruned graph", comparison.base, comparison.base_sha256),
         ("Pruned graph", comparison.pruned, comparison.pruned_sha256),

@@ -245,6 +245,7 @@ def _latency_source(latency: Latency) -> str:
 
 def _facts(material: ReportMaterial) -> tuple[tuple[str, str], ...]:
     model, comparison = material.scores.model, material.comparison
+    tower = model.tower(material.plan.tower)
     total = sum(file.bytes for file in model.files)
     files = "1 file" if len(model.files) == 1 else f"{len(model.files)} files"
     return (
@@ -252,8 +253,8 @@ def _facts(material: ReportMaterial) -> tuple[tuple[str, str], ...]:
         ("Architecture", model.architecture),
         (
             "Shape",
-            f"{model.n_layers} layers, width {count(model.d_model)}, {model.n_heads} query heads and "
-            f"{model.n_kv_heads} key heads of {model.head_dim}",
+            f"{tower.n_layers} layers, width {count(tower.d_model)}, {tower.n_heads} query heads and "
+            f"{tower.n_kv_heads} key heads of {tower.head_dim}",
         ),
         ("Checkpoint", f"{model.source}, {files}, {size(total)}"),
         ("Policy", material.plan.policy),

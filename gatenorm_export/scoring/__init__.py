@@ -23,7 +23,7 @@ def score_model(spec: ModelSpec, *, progress: Progress | None = None) -> LayerSc
     entries, dtypes = [], set()
     with progress.task("score", total=spec.n_layers) as bar:
         for layer, query, key, dtype in query_key_weights(spec):
-            entries.append(LayerScore(layer=layer, score=gate_norm(query, key, head_dim=spec.head_dim)))
+            entries.append(LayerScore(layer=layer, score=gate_norm(query, key, head_dim=spec.towers[0].head_dim)))
             dtypes.add(dtype)
             bar.advance()
     return LayerScores(

@@ -27,9 +27,10 @@ def query_key_weights(spec: ModelSpec) -> Iterator[tuple[int, np.ndarray, np.nda
     adapter = adapter_for(spec.architecture)
     gguf = spec.source == "gguf"
     names = (adapter.gguf_query, adapter.gguf_key) if gguf else (adapter.query, adapter.key)
+    tower = spec.towers[0]
     expected = (
-        (spec.n_heads * spec.head_dim, spec.d_model),
-        (spec.n_kv_heads * spec.head_dim, spec.d_model),
+        (tower.n_heads * tower.head_dim, tower.d_model),
+        (tower.n_kv_heads * tower.head_dim, tower.d_model),
     )
     with _open_gguf(spec) if gguf else _open_safetensors(spec) as read:
         for layer in range(spec.n_layers):
@@ -41,6 +42,16 @@ def query_key_weights(spec: ModelSpec) -> Iterator[tuple[int, np.ndarray, np.nda
                 _check(spec, name, array, shape)
                 arrays.append(array)
             yield layer, arrays[0], arrays[1], dtype
+
+
+def query_key_digest(spec: ModelSpec) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for _, query, key, _ in query_key_weights(spec):
+        digest.update(query.tobytes())
+        digest.update(key.tobytes())
+    return digest.hexdigest()
 
 
 def _check(spec: ModelSpec, name: str, array: np.ndarray, shape: tuple[int, int]) -> None:

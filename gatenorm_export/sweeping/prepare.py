@@ -63,10 +63,10 @@ def _graph(graph: Path, scores: Path | None, needs_scores: bool) -> Subject:
 
 def _with_scores(graph: Path, spec: ModelSpec | None, path: Path) -> Subject:
     scores = LayerScores.load(path)
-    if spec is not None and scores.model.digest != spec.digest:
+    if spec is not None and scores.model.query_key_digest != spec.query_key_digest:
         raise RefusedError(
-            f"{path}: the scores are of {scores.model.name} ({scores.model.digest[:12]}), but {graph} comes from "
-            f"{spec.name} ({spec.digest[:12]}); name its scores with --scores"
+            f"{path}: the scores are of {scores.model.name} ({scores.model.short_digest}), but {graph} comes from "
+            f"{spec.name} ({spec.short_digest}); name its scores with --scores"
         )
     return Subject(graph, spec, scores, sha256_of(path))
 
@@ -90,7 +90,7 @@ def _exported(spec: ModelSpec, folder: Path, progress: Progress) -> Path:
 def _scored(spec: ModelSpec, path: Path, progress: Progress) -> Path:
     if path.is_file():
         known = LayerScores.load(path)
-        if known.model.digest != spec.digest:
+        if known.model.query_key_digest != spec.query_key_digest:
             raise RefusedError(
                 f"{path}: are the scores of another model ({known.model.name}) than {spec.name}; choose another output"
             )
