@@ -1,0 +1,39 @@
+"""From the place of a checkpoint to its open table of tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from gatenorm_export.checkpoints.gguf_file import GgufSource
+from gatenorm_export.checkpoints.ranges import Folder, LocalFolder
+from gatenorm_export.checkpoints.safetensors_file import INDEX, SINGLE, SafetensorsSource, read_weight_map
+from gatenorm_export.checkpoints.tensors import TensorSource
+
+
+def folder_of(place: str) -> tuple[Folder, str | None]:
+    """The folder of a place, and the file in it where the place is a file's."""
+    path = Path(place)
+    return (LocalFolder(path), None) if path.is_dir() else (LocalFolder(path.parent), path.name)
+
+
+@contextlib.contextmanager
+def open_checkpoint(source: str, place: str) -> Iterator[TensorSource]:
+    """Open what lies at ``place``, a path or a URL of a folder or of a file.
+
+    Raises:
+        InputError: it is missing, incomplete or damaged.
+        MissingPartError: its kind of source needs a package that is not installed.
+    """
+    folder, file = folder_of(place)
+    opened: GgufSource | SafetensorsSource
+    if source == "gguf":
+        assert file is not None
+        opened = GgufSource(folder, file)
+    elif file is not None or folder.has(SINGLE):
+        opened = SafetensorsSource(folder, file=file or SINGLE)
+    else:
+        opened = SafetensorsSource(folder, weight_map=read_weight_map(folder, INDEX))
+    with contextlib.closing(opened):
+        yield opened

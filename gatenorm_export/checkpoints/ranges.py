@@ -1,0 +1,239 @@
+"""Files and folders as ranges of bytes, so that a reader of a format need not know whether they are local or remote."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import xxhash
+
+from gatenorm_export.errors import InputError
+
+Bytes = np.ndarray
+"""A one-dimensional array of uint8 that nobody else writes to."""
+
+# A config or an index is text of a few kilobytes, an index of the largest checkpoints some megabytes.
+_LARGEST_JSON_BYTES = 200_000_000
+
+
+class ByteReader(Protocol):
+    """A file of known size, read by range."""
+
+    @property
+    def name(self) -> str:
+        """Path or URL, for messages."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+
+    def read(self, offset: int, length: int) -> Bytes:
+        """Exactly ``length`` bytes from ``offset`` on.
+
+        Raises:
+            InputError: the file ends before, or its source does not answer; the text names the file.
+        """
+
+    def close(self) -> None:
+        """Give back what the reader holds."""
+
+
+class Folder(Protocol):
+    """A place that holds files by plain names: a directory, or the part of a URL before the last slash."""
+
+    @property
+    def name(self) -> str:
+        """Path or URL, for messages."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether its bytes come over a network."""
+
+    def where(self, file: str) -> str:
+        """Path or URL of one of its files, for messages."""
+
+    def has(self, file: str) -> bool:
+        """Whether the file is there.
+
+        Raises:
+            InputError: that cannot be told; the source does not answer.
+        """
+
+    def open(self, file: str) -> ByteReader:
+        """Open one of its files.
+
+        Raises:
+            InputError: it is not there, or cannot be read.
+        """
+
+
+class LocalFile:
+    """A file on disk. Ranges are read into memory of their own: mapping a file would count all of it as used."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path``.
+
+        Raises:
+            InputError: it is not there, no plain file, or may not be read.
+        """
+        self._path = path
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+            ) from error
+        self._size = os.fstat(self._file.fileno()).st_size
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self._path)
+
+    @property
+    def size(self) -> int:
+        """Length in bytes when it was opened."""
+        return self._size
+
+    def read(self, offset: int, length: int) -> Bytes:
+        """See :class:`ByteReader`."""
+        check_range(self, offset, length)
+        buffer = np.empty(length, dtype=np.uint8)
+        view, done = buffer.data, 0
+        try:
+            self._file.seek(offset)
+            while done < length:
+                # One call moves at most 2 GiB on Linux.
+                count = self._file.readinto(view[done:])
+                if not count:
+                    raise InputError(f"{self.name}: became shorter while it was read; copy it again")
+                done += count
+        except OSError as error:
+            raise InputError(f"{self.name}: cannot be read ({error.strerror})") from error
+        return buffer
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class LocalFolder:
+    """A directory."""
+
+    remote = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self._path)
+
+    def where(self, file: str) -> str:
+        """The file's path."""
+        return str(self._path / file)
+
+    def has(self, file: str) -> bool:
+        """Whether a plain file, or a link to one, has that name."""
+        return (self._path / file).is_file()
+
+    def open(self, file: str) -> LocalFile:
+        """Open one of its files."""
+        return LocalFile(self._path / file)
+
+
+class Opened:
+    """Readers that were opened on the way, each file once, to be closed together."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._readers: dict[str, ByteReader] = {}
+
+    def reader(self, file: str) -> ByteReader:
+        """The reader of a file of the folder."""
+        if file not in self._readers:
+            self._readers[file] = self.folder.open(file)
+        return self._readers[file]
+
+    def close(self) -> None:
+        """Close every reader."""
+        while self._readers:
+            self._readers.popitem()[1].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def digest_of(*parts: np.ndarray) -> str:
+    """xxh3-128 of bytes as they are stored, one part after the other, in hex."""
+    state = xxhash.xxh3_128()
+    for part in parts:
+        state.update(part.data)
+    return state.hexdigest()
+
+
+def check_range(reader: ByteReader, offset: int, length: int) -> None:
+    """Refuse a range that does not lie in the file.
+
+    Raises:
+        InputError: it does not.
+    """
+    if offset < 0 or length < 0 or offset + length > reader.size:
+        raise InputError(
+            f"{reader.name}: bytes {offset} to {offset + length} are wanted of {reader.size}; it is cut off, "
+            "fetch it again"
+        )
+
+
+def read_json(folder: Folder, file: str, *, hint: str = "") -> dict[str, Any]:
+    """Read a JSON object from a folder; ``hint`` ends the message where the file is not there.
+
+    Raises:
+        InputError: not there, not JSON, or no object.
+    """
+    where = folder.where(file)
+    if not folder.has(file):
+        raise InputError(f"{where}: not there" + (f"; {hint}" if hint else ""))
+    reader = folder.open(file)
+    try:
+        if reader.size > _LARGEST_JSON_BYTES:
+            raise InputError(f"{where}: not readable JSON (it has {reader.size} bytes)")
+        value = parse_json(reader.read(0, reader.size).tobytes(), lambda reason: InputError(f"{where}: {reason}"))
+    finally:
+        reader.close()
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: not a JSON object")
+    return value
+
+
+def parse_json(text: bytes, error: Callable[[str], InputError], *, unique: bool = False) -> Any:
+    """Parse JSON that nobody vouches for; ``unique`` refuses objects that have a name twice.
+
+    Raises:
+        InputError: what ``error`` makes of the reason.
+    """
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique if unique else None)
+    except (ValueError, RecursionError) as reason:
+        # A decoding error is a ValueError too; brackets nested without end are a RecursionError.
+        raise error(f"not readable JSON ({str(reason).splitlines()[0]})") from reason
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1) if len(names) < 10_000 else "a name"
+        raise ValueError(f"{twice} stands in it twice")
+    return found
