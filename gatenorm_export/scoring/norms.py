@@ -1,0 +1,129 @@
+"""Sensitivity to the norm in front of attention: its weight folded into the query and key weights.
+
+A pre-norm block computes q = Wq (g * n(x)), where n divides by the length of x (and, in LayerNorm, first takes the mean
+away) and g is the norm's weight; so Wq diag(g) reads n(x) directly. Folding changes nothing that the model computes and
+yet another score, since ||Wq Wk^T||_F weighs every input channel alike: where the two rankings part, the norm carries
+part of what the score is about. Norms of single heads (Qwen3, OLMo 2) work on q and k and are not folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gatenorm_export.errors import RefusedError
+from gatenorm_export.records.sensitivity import RankingShift
+from gatenorm_export.scoring.ranks import lowest, removal_order, spearman
+
+
+def gain(weight: np.ndarray, norm_offset: float) -> np.ndarray:
+    """What the norm multiplies by, [d_model] float64: its stored weight, plus 1 in families that store it less 1."""
+    return np.asarray(weight, np.float64) + norm_offset
+
+
+def folded(query: np.ndarray, key: np.ndarray, gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wq diag(g) and Wk diag(g).
+
+    ``query`` is [n_heads * head_dim, d_model], ``key`` [n_kv_heads * head_dim, d_model], ``gain`` [d_model]; results
+    have the shapes of the inputs: in float32 for weights of two bytes or less, whose product with a gain of two bytes
+    fits there without rounding, else in float64.
+
+    Raises:
+        ValueError: the gain is no vector of d_model, or holds NaN or infinity.
+    """
+    if gain.shape != (query.shape[1],) or gain.shape != (key.shape[1],):
+        raise ValueError(f"a norm weight of {list(gain.shape)} does not fit query {query.shape} and key {key.shape}")
+    if not np.isfinite(gain).all():
+        raise ValueError("the norm weight holds NaN or infinity")
+    return _scaled(query, gain), _scaled(key, gain)
+
+
+def require_norms(model: str, tower: str, norms: Mapping[int, str | None]) -> None:
+    """Check that every layer has a norm weight to fold; ``norms`` has the stored name of each layer's, or None.
+
+    Raises:
+        RefusedError: a layer has none; the text says what that means.
+    """
+    without = sorted(layer for layer, name in norms.items() if name is None)
+    if not without:
+        return
+    where = f"{model}, tower {tower}" if tower else model
+    which = "no layer has" if len(without) == len(norms) else f"layer {without[0]} does not have"
+    raise RefusedError(
+        f"{where}: --fold-norms has nothing to fold: {which} a norm weight between the residual stream and attention "
+        "(the norm stands behind attention, as in BERT and OLMo 2, or has no weight, as in OLMo 1); leave it out"
+    )
+
+
+def ranking_shift(
+    plain: Mapping[int, float], folded: Mapping[int, float], *, n: int | None = None, tower: str = ""
+) -> RankingShift:
+    """How far the ranking of a tower moves when its scores become ``folded``; both map a layer to its score.
+
+    ``n`` is the cut whose layers are compared; where it is None, a quarter of the layers (see :func:`default_cut`).
+
+    Raises:
+        ValueError: the two are not of the same layers, or the cut is beyond them.
+    """
+    if set(plain) != set(folded) or not plain:
+        raise ValueError("plain and folded scores are not of the same layers")
+    n = default_cut(len(plain)) if n is None else n
+    if not 0 <= n <= len(plain):
+        raise ValueError(f"a cut of {n} is not among {len(plain)} layers")
+    layers = sorted(plain)
+    places = [{layer: place for place, layer in enumerate(removal_order(scores))} for scores in (plain, folded)]
+    moves = {layer: abs(places[1][layer] - places[0][layer]) for layer in layers}
+    moved = tuple(layer for layer in layers if moves[layer])
+    most = max(moved, key=lambda layer: moves[layer], default=None)
+    before, after = lowest(plain, n), lowest(folded, n)
+    rho = spearman([plain[layer] for layer in layers], [folded[layer] for layer in layers])
+    shift = RankingShift(
+        tower=tower,
+        n_layers=len(layers),
+        spearman_rho=rho,
+        moved=moved,
+        max_move=moves[most] if most is not None else 0,
+        max_move_layer=most,
+        n=n,
+        plain=before,
+        folded=after,
+        overlap=len(set(before) & set(after)),
+        sentence="",
+    )
+    return shift.model_copy(update={"sentence": _sentence(shift)})
+
+
+def default_cut(n_layers: int) -> int:
+    """The cut where none was asked for: a quarter of the layers, rounded down, at least one."""
+    return max(n_layers // 4, 1)
+
+
+def _sentence(shift: RankingShift) -> str:
+    of = f" of {shift.tower}" if shift.tower else ""
+    if not shift.moved:
+        return f"Folding the norm weights in leaves the ranking{of} as it is."
+    rho = f"Spearman {shift.spearman_rho:.2f}" if shift.spearman_rho is not None else "no rank correlation is defined"
+    places = "place" if shift.max_move == 1 else "places"
+    start = (
+        f"Folding the norm weights in moves {len(shift.moved)} of {shift.n_layers} layers{of} in the ranking, "
+        f"layer {shift.max_move_layer} farthest, by {shift.max_move} {places} ({rho}); "
+    )
+    if not shift.n:
+        return start + "no layer was to go."
+    if shift.overlap == shift.n:
+        return start + ("the lowest stays." if shift.n == 1 else f"the {shift.n} lowest stay the same layers.")
+    gone, come = _difference(shift.plain, shift.folded), _difference(shift.folded, shift.plain)
+    if shift.n == 1:
+        return start + f"the lowest becomes {come} in place of {gone}."
+    verb = "stays" if shift.overlap == 1 else "stay"
+    return start + f"{shift.overlap} of the {shift.n} lowest {verb} ({come} would go in place of {gone})."
+
+
+def _difference(left: Sequence[int], right: Sequence[int]) -> str:
+    return ", ".join(str(layer) for layer in left if layer not in right)
+
+
+def _scaled(weight: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    dtype = np.float32 if weight.dtype.itemsize <= 2 else np.float64
+    return np.asarray(weight.astype(dtype) * gain.astype(dtype))
