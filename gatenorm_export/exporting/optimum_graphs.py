@@ -1,0 +1,72 @@
+"""Graphs through optimum: by its own description of a model, or by that of a relative where it has none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gatenorm_export.errors import needs
+from gatenorm_export.exporting.experts import traceable_experts
+
+_RELATIVES: dict[str, str] = {
+    "mixtral": "mistral",
+    "qwen2_moe": "qwen2",
+    "granitemoe": "granite",
+    "olmoe": "olmo2",
+    "glm4_moe": "glm",
+    "deepseek_v2": "deepseek_v3",
+    "starcoder2": "llama",
+    "glm4": "glm",
+    "exaone4": "llama",
+    "cohere2": "cohere",
+    "olmo3": "olmo2",
+}
+"""Model types that optimum has no description of -> one whose inputs and cache tensors are the same. A wrong row cannot
+go unnoticed: every export is held against the framework model before it is kept."""
+
+
+def optimum_export(model: Any, folder: Path, task: str, **shapes: int) -> None:
+    """Write the ONNX graphs of ``task`` and the configs into ``folder``.
+
+    ``shapes`` are optimum's sizes of the traced example, where a model fixes one (the frames of Whisper's encoder).
+
+    Raises:
+        MissingPartError: optimum is not installed.
+        Exception: whatever optimum, transformers or torch raise for a model that they do not take.
+    """
+    with needs("export", "exporting"):
+        from optimum.exporters.onnx import onnx_export_from_model
+    options: dict[str, Any] = dict(shapes)
+    relative = _RELATIVES.get(model.config.model_type)
+    if relative is not None and not _described(model.config.model_type):
+        options["custom_onnx_configs"] = {"model": _description(relative, task, model.config)}
+    if _reads_preprocessor(task):
+        options["preprocessors"] = [_NoPreprocessor()]
+    with traceable_experts(model):
+        # optimum's own validation only warns, with a tolerance that fp32 does not keep over thirty layers.
+        onnx_export_from_model(model, folder, task=task, do_validation=False, device="cpu", **options)
+
+
+def _described(model_type: str) -> bool:
+    import optimum.exporters.onnx.model_configs  # noqa: F401  (fills the table that is asked next)
+    from optimum.exporters.tasks import TasksManager
+
+    return "onnx" in TasksManager._SUPPORTED_MODEL_TYPE.get(model_type, {})
+
+
+def _description(relative: str, task: str, config: Any) -> Any:
+    from optimum.exporters.tasks import TasksManager
+
+    constructor = TasksManager.get_exporter_config_constructor(
+        "onnx", model_type=relative, task=task.removesuffix("-with-past"), library_name="transformers"
+    )
+    with_past = task.endswith("-with-past")
+    return constructor(config, use_past=with_past, use_past_in_inputs=with_past)
+
+
+class _NoPreprocessor:
+    """Some of optimum's vision descriptions look at the type of a preprocessor's class, and fail when there is none."""
+
+
+def _reads_preprocessor(task: str) -> bool:
+    return task in {"image-classification", "feature-extraction"}
