@@ -9,17 +9,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.records import GuardReport, LayerScores, ModelSpec, PrunePlan
+from gatenorm_export.records import GuardReport, LayerScore, LayerScores, ModelSpec, PrunePlan
 
 
 @dataclasses.dataclass(frozen=True)
 class DropRequest:
-    """What a user asks to drop: exactly one of a number, a share of all layers, and a list; never the protected."""
+    """What a user asks to drop: exactly one of a number, a share of all layers, and a list; never the protected.
+
+    ``tower`` names one of several stacks of layers, such as encoder; a model with one needs none.
+    """
 
     drop: int | None = None
     ratio: float | None = None
     layers: tuple[int, ...] | None = None
     protect: tuple[int, ...] = ()
+    tower: str | None = None
 
     @property
     def asked(self) -> bool:
@@ -58,14 +62,33 @@ class Ranking:
     policy: str
 
 
-def rank_layers(scores: LayerScores, request: DropRequest) -> Ranking:
-    """The layers that are not protected, by score; of equal scores the deeper layer goes first.
+def chosen_tower(scores: LayerScores, asked: str | None) -> str:
+    """The tower that is asked for, or the only one.
 
     Raises:
-        RefusedError: more layers than there are, or a layer that does not exist.
+        RefusedError: there is no such tower, or there are several and none was asked for.
+    """
+    towers = scores.towers
+    if asked is None and len(towers) == 1:
+        return towers[0]
+    if asked not in towers:
+        there = ", ".join(towers) if towers != ("",) else "one, without a name"
+        what = "name one with --tower" if asked is None else f"--tower {asked}: there is no such tower"
+        raise RefusedError(f"{scores.model.name}: {what}; it has {there}")
+    return asked
+
+
+def rank_layers(scores: LayerScores, request: DropRequest, *, ordered: bool = False) -> Ranking:
+    """The layers that are not protected, by score; of equal scores the deeper layer goes first.
+
+    With ``ordered`` every place counts, not only which layers are among the lowest.
+
+    Raises:
+        RefusedError: more layers than there are, or a layer that does not exist; sketched scores do not decide it.
         InputError: not exactly one of number, ratio and list; a ratio outside 0 to 1; a negative number.
     """
-    existing = {entry.layer for entry in scores.layers}
+    entries = scores.of_tower(chosen_tower(scores, request.tower))
+    existing = {entry.layer for entry in entries}
     n_layers = len(existing)
     _check_exist(request.protect, existing, "protect")
     choices = [choice for choice in (request.drop, request.ratio, request.layers) if choice is not None]
@@ -78,11 +101,15 @@ def rank_layers(scores: LayerScores, request: DropRequest) -> Ranking:
             raise RefusedError(f"layer {clash[0]} is both to be dropped and protected; take it out of one list")
         return Ranking(tuple(sorted(request.layers)), len(request.layers), "the layers that were asked for")
     count, policy = _count(request, n_layers)
-    candidates = [entry for entry in scores.layers if entry.layer not in request.protect]
+    candidates = [entry for entry in entries if entry.layer not in request.protect]
     if count > len(candidates):
         protected = f", {len(set(request.protect))} of them protected" if request.protect else ""
         raise RefusedError(f"cannot drop {count} attention sublayers: there are {n_layers}{protected}")
     ranked = sorted(candidates, key=lambda entry: (entry.score, -entry.layer))
+    if ordered:
+        _check_exact(scores, entries)
+    else:
+        _check_cut(scores, ranked[:count], ranked[count:])
     return Ranking(tuple(entry.layer for entry in ranked), count, policy)
 
 
@@ -106,13 +133,15 @@ def plan_of(
     guard: GuardReport | None = None,
 ) -> PrunePlan:
     """The record of a choice."""
+    tower = chosen_tower(scores, request.tower)
     return PrunePlan(
         convention=scores.convention,
         model_name=scores.model.name,
         model_digest=scores.model.query_key_digest or "",
         graph_sha256=_scored_graph(scores.model),
         scores_sha256=scores_sha256,
-        n_layers=len(scores.layers),
+        tower=tower,
+        n_layers=len(scores.of_tower(tower)),
         policy=policy,
         protect=tuple(sorted(set(request.protect))),
         drop=tuple(sorted(drop)),
@@ -125,6 +154,30 @@ def _scored_graph(model: ModelSpec) -> str | None:
     if model.source != "onnx":
         return None
     return next(file.sha256 for file in model.files if file.name == Path(model.path).name)
+
+
+def _check_cut(scores: LayerScores, chosen: list[LayerScore], rest: list[LayerScore]) -> None:
+    """Sketched scores decide a cut when no interval reaches across it, or when scoring called what does a tie."""
+    if not chosen or not rest:
+        return
+    highest = max(entry.high if entry.high is not None else entry.score for entry in chosen)
+    lowest = min(entry.low if entry.low is not None else entry.score for entry in rest)
+    if highest <= lowest:
+        return
+    n = len(chosen)
+    if any(cut.n == n and cut.tower == chosen[0].tower and (cut.certain or cut.tied) for cut in scores.cuts):
+        return
+    raise RefusedError(
+        f"{scores.model.name}: its scores are sketched and do not decide which {n} are the lowest; score it again "
+        f"with --drop {n} or --exact"
+    )
+
+
+def _check_exact(scores: LayerScores, entries: tuple[LayerScore, ...]) -> None:
+    if any(entry.low is not None for entry in entries):
+        raise RefusedError(
+            f"{scores.model.name}: its scores are sketched, and their order is needed here; score it again with --exact"
+        )
 
 
 def _count(request: DropRequest, n_layers: int) -> tuple[int, str]:

@@ -57,7 +57,7 @@ def some_scores(values: Sequence[float] = SMOLLM2, name: str = "SmolLM2-135M-Ins
         model=a_model(name, len(values)),
         convention=Convention(checkpoint_dtype="Q4_1"),
         layers=tuple(LayerScore(layer=layer, score=score) for layer, score in enumerate(values)),
-        trend=DepthTrend(spearman_rho=-0.714, falls_with_depth=True, sentence=SENTENCE),
+        trends={"": DepthTrend(spearman_rho=-0.714, falls_with_depth=True, sentence=SENTENCE)},
     )
 
 

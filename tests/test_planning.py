@@ -18,7 +18,7 @@ def scores(*values: float) -> LayerScores:
         model=a_model(),
         convention=Convention(checkpoint_dtype="float32"),
         layers=tuple(LayerScore(layer=layer, score=value) for layer, value in enumerate(values)),
-        trend=depth_trend(list(values)),
+        trends={"": depth_trend(list(values))},
     )
 
 

@@ -43,7 +43,7 @@ def guarded_plan(
     progress = progress or Quiet()
     if drop.layers is not None:
         raise InputError("--guard chooses the layers; give --drop or --ratio instead of --layers")
-    ranking = rank_layers(scores, drop)
+    ranking = rank_layers(scores, drop, ordered=True)
     record = graph_manifest(graph, digest_data=False)
     source = record.model if record is not None else None
     if source is not None and source.query_key_digest != scores.model.query_key_digest:

@@ -33,7 +33,6 @@ from gatenorm_export.records.guard import GuardReport, GuardStep, PlainCost, Spa
 from gatenorm_export.records.inspection import AttentionSublayer, GraphInspection, UnmatchedNode
 from gatenorm_export.records.model import (
     CutCertainty,
-    DepthTrend,
     FileDigest,
     LayerScore,
     LayerScores,
@@ -44,7 +43,9 @@ from gatenorm_export.records.model import (
 )
 from gatenorm_export.records.recovery import RecoveryLoss, RecoveryPoint, RecoveryQuality, RecoveryReport
 from gatenorm_export.records.run import Artifact, RunManifest, StageEntry
+from gatenorm_export.records.sensitivity import FoldedNorms, FoldedScore, RankingShift
 from gatenorm_export.records.sweep import SweepCell, SweepFigures, SweepIdentity, SweepOrder, SweepReport
+from gatenorm_export.records.trend import DepthTrend
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -60,6 +61,8 @@ __all__ = [
     "ExportedGraph",
     "Faithfulness",
     "FileDigest",
+    "FoldedNorms",
+    "FoldedScore",
     "GraphFacts",
     "GraphFile",
     "GraphInspection",
@@ -79,6 +82,7 @@ __all__ = [
     "PrunePlan",
     "PrunedGraph",
     "Quality",
+    "RankingShift",
     "Record",
     "RecoveryLoss",
     "RecoveryPoint",

@@ -11,6 +11,8 @@ from pydantic import ConfigDict, computed_field
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.records.base import Part, Record
 from gatenorm_export.records.guard import GuardReport
+from gatenorm_export.records.sensitivity import FoldedNorms
+from gatenorm_export.records.trend import DepthTrend
 
 
 class FileDigest(Part):
@@ -107,22 +109,16 @@ class CutCertainty(Part):
     tied: tuple[int, ...] = ()
 
 
-class DepthTrend(Part):
-    """Whether scores fall with depth: the paper's first check of the Attention Suppression Hypothesis."""
-
-    spearman_rho: float
-    falls_with_depth: bool
-    sentence: str
-
-
 class LayerScores(Record):
-    """All scores of one checkpoint."""
+    """All scores of one checkpoint; ``trends`` has one for each tower, and ``folded`` the scores with the norm weights
+    folded in, where they were asked for."""
 
     kind: Literal["scores"] = "scores"
     model: ModelSpec
     layers: tuple[LayerScore, ...]
-    trend: DepthTrend
+    trends: dict[str, DepthTrend]
     cuts: tuple[CutCertainty, ...] = ()
+    folded: FoldedNorms | None = None
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -132,6 +128,21 @@ class LayerScores(Record):
     def of_tower(self, tower: str) -> tuple[LayerScore, ...]:
         """The scores of one tower, by layer."""
         return tuple(entry for entry in self.layers if entry.tower == tower)
+
+    @property
+    def trend(self) -> DepthTrend:
+        """The trend of the first tower."""
+        return self.trends[self.towers[0]]
+
+    def narrowed(self, tower: str) -> LayerScores:
+        """The same record with the scores of one tower alone."""
+        return self.model_copy(
+            update={
+                "layers": self.of_tower(tower),
+                "trends": {tower: self.trends[tower]},
+                "cuts": tuple(cut for cut in self.cuts if cut.tower == tower),
+            }
+        )
 
 
 class PrunePlan(Record):

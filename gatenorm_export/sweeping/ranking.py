@@ -82,7 +82,7 @@ def weight_order(
             "the graph came from"
         )
     value = {entry.layer: entry.score for entry in scores.layers}
-    ranked = [layer for layer in rank_layers(scores, DropRequest(drop=0)).layers if layer in layers]
+    ranked = [layer for layer in rank_layers(scores, DropRequest(drop=0), ordered=True).layers if layer in layers]
     return SweepOrder(rank=str(rank), layers=tuple(ranked), values=tuple(value[layer] for layer in ranked))
 
 
