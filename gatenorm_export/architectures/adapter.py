@@ -1,23 +1,135 @@
-"""What gatenorm needs to know of a model family: names, and nothing that can be read from a checkpoint."""
+"""What gatenorm needs to know of a model family, as data: names of tensors, of config keys, and of modules."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gatenorm_export.architectures.layouts import SEPARATE
+from gatenorm_export.architectures.tower import Layout
+from gatenorm_export.errors import RefusedError
+
+
+@dataclasses.dataclass(frozen=True)
+class DimKeys:
+    """Under which config keys a family keeps its dimensions.
+
+    ``n_kv_heads`` absent, or None in the config, means as many as query heads; ``head_dim`` likewise means
+    d_model / n_heads. ``section`` is a nested config such as text_config. transformers leaves out of a nested config
+    what is its class's default: ``defaults`` holds those, by key.
+    """
+
+    n_layers: str = "num_hidden_layers"
+    d_model: str = "hidden_size"
+    n_heads: str = "num_attention_heads"
+    n_kv_heads: str | None = None
+    head_dim: str | None = None
+    section: str | None = None
+    defaults: tuple[tuple[str, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Modules:
+    """Where a framework model keeps the sublayers of a tower, as attribute paths.
+
+    ``blocks`` leads from the model to its list of blocks, ``attention`` from a block to its attention module, ``down``
+    from a block to the last Linear of its MLP: None where there is not one such Linear, as in a mixture of experts.
+    """
+
+    blocks: str
+    attention: str
+    down: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerRow:
+    """One stack of attention sublayers of a family.
+
+    ``tensors`` and ``norm`` are the ends of stored names, with a ``{layer}`` field: what stands before them differs
+    from head class to head class ("model.", "bert.", nothing) and is found in the checkpoint. ``under`` is a part of it
+    that must be there, where a checkpoint holds several stacks whose names end alike. ``norm`` lists alternatives.
+    ``modules`` are paths from the base model.
+    """
+
+    tensors: tuple[str, ...]
+    modules: Modules
+    name: str = ""
+    dims: DimKeys = DimKeys()
+    layout: Layout = SEPARATE
+    norm: tuple[str, ...] = ()
+    norm_offset: float = 0.0
+    under: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """A family of decoders with separate query and key projections.
+    """One architecture: its towers, and the attribute ``prefix`` under which its class keeps the base model.
 
-    Tensor names have a ``{layer}`` field; ``blocks`` is an attribute path from the framework model to its list of
-    blocks, ``attention`` one from a block to its attention module, ``down`` one to the last Linear of its MLP.
+    ``variant`` changes a row by what a config says, for a family that has several layouts.
     """
 
     family: str
-    query: str
-    key: str
-    gguf_query: str
-    gguf_key: str
-    blocks: str
-    attention: str
-    down: str
+    towers: tuple[TowerRow, ...]
+    prefix: str = ""
+    variant: Callable[[TowerRow, Mapping[str, Any]], TowerRow] | None = None
+
+    def under(self, prefix: str) -> Adapter:
+        """The same for a class that keeps the base model in ``prefix``."""
+        return dataclasses.replace(self, prefix=prefix)
+
+    def tower(self, name: str = "") -> Modules:
+        """Where the framework model of this architecture keeps a tower; paths start at the model.
+
+        Raises:
+            RefusedError: there is no such tower; the text lists those that exist.
+        """
+        for row in self.towers:
+            if row.name == name:
+                blocks = f"{self.prefix}.{row.modules.blocks}" if self.prefix else row.modules.blocks
+                return dataclasses.replace(row.modules, blocks=blocks)
+        listed = ", ".join(row.name or "a single one, without a name" for row in self.towers)
+        raise RefusedError(f"{self.family}: has no tower {name!r}; it has {listed}")
+
+    @property
+    def blocks(self) -> str:
+        """Attribute path from the model to its list of blocks, for a model with one tower."""
+        return self.tower().blocks
+
+    @property
+    def attention(self) -> str:
+        """Attribute path from a block to its attention module, for a model with one tower."""
+        return self.tower().attention
+
+    @property
+    def down(self) -> str:
+        """Attribute path from a block to the last Linear of its MLP, for a model with one tower.
+
+        Raises:
+            RefusedError: there is not one such Linear.
+        """
+        down = self.tower().down
+        if down is None:
+            raise RefusedError(f"{self.family}: its MLP has no single last matrix that could be repaired")
+        return down
+
+    # TRANSITION: scoring/weights.py reads these until it takes towers.
+    @property
+    def query(self) -> str:
+        """The stored name of a query weight, for a model with one tower and separate weights."""
+        return f"{self.prefix}.{self.towers[0].tensors[0]}"
+
+    @property
+    def key(self) -> str:
+        """The stored name of a key weight."""
+        return f"{self.prefix}.{self.towers[0].tensors[1]}"
+
+    @property
+    def gguf_query(self) -> str:
+        """The name of a query weight in GGUF."""
+        return "blk.{layer}.attn_q.weight"
+
+    @property
+    def gguf_key(self) -> str:
+        """The name of a key weight in GGUF."""
+        return "blk.{layer}.attn_k.weight"
