@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gatenorm_export.checkpoints.gguf_file import GgufSource
 from gatenorm_export.checkpoints.ranges import Folder, LocalFolder
+from gatenorm_export.checkpoints.remote import RemoteFolder, is_remote, split_url
 from gatenorm_export.checkpoints.safetensors_file import INDEX, SINGLE, SafetensorsSource, read_weight_map
 from gatenorm_export.checkpoints.tensors import TensorSource
 
 
+FILE_SUFFIXES = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx"})
+
+
 def folder_of(place: str) -> tuple[Folder, str | None]:
-    """The folder of a place, and the file in it where the place is a file's."""
+    """The folder of a path or URL, and the file in it where it is a file's.
+
+    Raises:
+        InputError: it is a URL that makes no sense.
+        MissingPartError: reading from there needs a package that is not installed.
+    """
+    if is_remote(place):
+        folder, file = split_url(place)
+        if PurePosixPath(file).suffix in FILE_SUFFIXES:
+            return RemoteFolder(folder), file
+        return RemoteFolder(place), None
     path = Path(place)
     return (LocalFolder(path), None) if path.is_dir() else (LocalFolder(path.parent), path.name)
 
