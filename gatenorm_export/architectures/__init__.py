@@ -6,19 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from gatenorm_export.architectures.adapter import Adapter, Modules
-from gatenorm_export.architectures.llama import LLAMA
 from gatenorm_export.architectures.patterns import NamePatterns
 from gatenorm_export.architectures.resolving import resolve_towers
+from gatenorm_export.architectures.table import ADAPTERS
 from gatenorm_export.architectures.tower import LayerTensors, Layout, Tower
 from gatenorm_export.checkpoints.tensors import TensorInfo
 from gatenorm_export.errors import InputError
-
-ADAPTERS: dict[str, Adapter] = {
-    "LlamaForCausalLM": LLAMA.under("model"),
-    "MistralForCausalLM": LLAMA.under("model"),
-    "Qwen2ForCausalLM": LLAMA.under("model"),
-    "Qwen3ForCausalLM": LLAMA.under("model"),
-}
 
 GGUF_ARCHITECTURES: dict[str, str] = {
     "llama": "LlamaForCausalLM",

@@ -15,9 +15,11 @@ from gatenorm_export.errors import RefusedError
 class DimKeys:
     """Under which config keys a family keeps its dimensions.
 
-    ``n_kv_heads`` absent, or None in the config, means as many as query heads; ``head_dim`` likewise means
-    d_model / n_heads. ``section`` is a nested config such as text_config. transformers leaves out of a nested config
-    what is its class's default: ``defaults`` holds those, by key.
+    ``n_kv_heads`` absent, or null in the config, means as many as query heads; ``head_dim`` likewise means
+    d_model / n_heads. ``section`` is a nested config such as text_config. ``defaults`` holds, by key, what transformers
+    leaves out of a config because it is the class's default: of nested configs, and where a head size of its own is
+    meant. ``aliases`` (other name, key) are names that transformers reads in place of a key. ``kv_heads`` and
+    ``head_size`` are numbers, where a family's variant fixes them.
     """
 
     n_layers: str = "num_hidden_layers"
@@ -27,19 +29,27 @@ class DimKeys:
     head_dim: str | None = None
     section: str | None = None
     defaults: tuple[tuple[str, int], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    kv_heads: int | None = None
+    head_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Modules:
     """Where a framework model keeps the sublayers of a tower, as attribute paths.
 
-    ``blocks`` leads from the model to its list of blocks, ``attention`` from a block to its attention module, ``down``
-    from a block to the last Linear of its MLP: None where there is not one such Linear, as in a mixture of experts.
+    ``blocks`` leads from the model to its list of blocks. ``attention`` leads from a block to the module whose output
+    is all that attention adds to the residual stream: as a rule the attention module, but only its output projection
+    (``projection_only``) where that module adds the residual itself, as BERT's and BLOOM's do; what goes into such a
+    module is not what goes into the sublayer. ``down`` leads from a block to the last matrix of its MLP: None where
+    there is not one such matrix, as in a mixture of experts; ``down_transposed`` where it is kept [in, out] (GPT-2).
     """
 
     blocks: str
     attention: str
     down: str | None
+    projection_only: bool = False
+    down_transposed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +76,14 @@ class TowerRow:
 class Adapter:
     """One architecture: its towers, and the attribute ``prefix`` under which its class keeps the base model.
 
-    ``variant`` changes a row by what a config says, for a family that has several layouts.
+    ``variant`` changes a row by what a config says (its last argument names the config in messages), for a family that
+    has several layouts.
     """
 
     family: str
     towers: tuple[TowerRow, ...]
     prefix: str = ""
-    variant: Callable[[TowerRow, Mapping[str, Any]], TowerRow] | None = None
+    variant: Callable[[TowerRow, Mapping[str, Any], str], TowerRow] | None = None
 
     def under(self, prefix: str) -> Adapter:
         """The same for a class that keeps the base model in ``prefix``."""
@@ -108,28 +119,7 @@ class Adapter:
         Raises:
             RefusedError: there is not one such Linear.
         """
-        down = self.tower().down
-        if down is None:
-            raise RefusedError(f"{self.family}: its MLP has no single last matrix that could be repaired")
-        return down
-
-    # TRANSITION: scoring/weights.py reads these until it takes towers.
-    @property
-    def query(self) -> str:
-        """The stored name of a query weight, for a model with one tower and separate weights."""
-        return f"{self.prefix}.{self.towers[0].tensors[0]}"
-
-    @property
-    def key(self) -> str:
-        """The stored name of a key weight."""
-        return f"{self.prefix}.{self.towers[0].tensors[1]}"
-
-    @property
-    def gguf_query(self) -> str:
-        """The name of a query weight in GGUF."""
-        return "blk.{layer}.attn_q.weight"
-
-    @property
-    def gguf_key(self) -> str:
-        """The name of a key weight in GGUF."""
-        return "blk.{layer}.attn_k.weight"
+        modules = self.tower()
+        if modules.down is None or modules.down_transposed:
+            raise RefusedError(f"{self.family}: its MLP has no single last Linear that could be repaired")
+        return modules.down

@@ -28,7 +28,7 @@ def resolve_towers(adapter: Adapter, config: Mapping[str, Any], tensors: Tensors
     for row in adapter.towers:
         section = nested(config, row.dims.section, where)
         if adapter.variant is not None:
-            row = adapter.variant(row, section)
+            row = adapter.variant(row, section, where)
         towers.append(_resolve(row, section, tensors, where))
     return tuple(towers)
 
@@ -92,23 +92,27 @@ def dimensions(keys: DimKeys, config: Mapping[str, Any], where: str) -> tuple[in
     Raises:
         InputError: one is missing or senseless, or they do not fit each other.
     """
-    config = {**dict(keys.defaults), **{key: value for key, value in config.items() if value is not None}}
+    given = {key: value for key, value in config.items() if value is not None}
+    renamed = {key: given[alias] for alias, key in keys.aliases if alias in given}
+    config = {**dict(keys.defaults), **renamed, **given}
     n_layers = positive(config, keys.n_layers, where)
     d_model = positive(config, keys.d_model, where)
     n_heads = positive(config, keys.n_heads, where)
-    n_kv_heads = n_heads if keys.n_kv_heads is None else positive(config, keys.n_kv_heads, where, n_heads)
-    head_dim = None if keys.head_dim is None or config.get(keys.head_dim) is None else keys.head_dim
+    n_kv_heads = keys.kv_heads or n_heads
+    if keys.kv_heads is None and keys.n_kv_heads is not None:
+        n_kv_heads = positive(config, keys.n_kv_heads, where, n_heads)
     if n_heads % n_kv_heads:
         raise InputError(
-            f"{where}: {n_heads} query heads ({keys.n_heads}) do not divide among {n_kv_heads} key heads "
-            f"({keys.n_kv_heads})"
+            f"{where}: {keys.n_heads} is {n_heads}, and so many query heads do not divide among {n_kv_heads} key heads"
         )
-    if head_dim is not None:
-        return n_layers, d_model, n_heads, n_kv_heads, positive(config, head_dim, where)
+    if keys.head_size is not None:
+        return n_layers, d_model, n_heads, n_kv_heads, keys.head_size
+    if keys.head_dim is not None and keys.head_dim in config:
+        return n_layers, d_model, n_heads, n_kv_heads, positive(config, keys.head_dim, where)
     if d_model % n_heads:
         raise InputError(
-            f"{where}: {keys.d_model} is {d_model}, which {n_heads} heads ({keys.n_heads}) do not divide, and no head "
-            "size is given"
+            f"{where}: {keys.d_model} is {d_model}, which {n_heads} heads ({keys.n_heads}) do not divide, and no "
+            "head size is given"
         )
     return n_layers, d_model, n_heads, n_kv_heads, d_model // n_heads
 
