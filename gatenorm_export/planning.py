@@ -137,7 +137,7 @@ def plan_of(
     return PrunePlan(
         convention=scores.convention,
         model_name=scores.model.name,
-        model_digest=scores.model.query_key_digest or "",
+        model_digest=scores.model.tower(tower).query_key_digest or "",
         graph_sha256=_scored_graph(scores.model),
         scores_sha256=scores_sha256,
         tower=tower,
@@ -182,16 +182,37 @@ def _check_exact(scores: LayerScores, entries: tuple[LayerScore, ...]) -> None:
 
 def _count(request: DropRequest, n_layers: int) -> tuple[int, str]:
     if request.drop is not None:
-        if request.drop < 0:
-            raise InputError(f"cannot drop {request.drop} layers; give a number from 0 to {n_layers}")
+        check_cut(request.drop, n_layers)
         return request.drop, f"the {request.drop} lowest scores"
     ratio = request.ratio
     assert ratio is not None
+    count = share_of(ratio, n_layers)
+    return count, f"the lowest {ratio:g} of {n_layers} scores, rounded down to {count}"
+
+
+def check_cut(count: int, n_layers: int) -> None:
+    """Refuse a number of layers that there are not.
+
+    Raises:
+        InputError: it is negative.
+        RefusedError: there are fewer.
+    """
+    if count < 0:
+        raise InputError(f"cannot drop {count} layers; give a number from 0 to {n_layers}")
+    if count > n_layers:
+        raise RefusedError(f"cannot drop {count} attention sublayers: there are {n_layers}")
+
+
+def share_of(ratio: float, n_layers: int) -> int:
+    """How many layers a share of them is, rounded down.
+
+    Raises:
+        InputError: it is no share.
+    """
     if not 0.0 <= ratio <= 1.0:
         raise InputError(f"a ratio of {ratio:g} is no share of the layers; give 0 to 1")
     # The hair keeps 0.1 of 30 at 3: the product of two floats can fall just below the whole number.
-    count = math.floor(ratio * n_layers + 1e-9)
-    return count, f"the lowest {ratio:g} of {n_layers} scores, rounded down to {count}"
+    return math.floor(ratio * n_layers + 1e-9)
 
 
 def _check_exist(layers: tuple[int, ...], existing: set[int], verb: str) -> None:

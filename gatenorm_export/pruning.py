@@ -221,7 +221,9 @@ def _check_plan(
             raise RefusedError(
                 f"{graph}: is not the graph that was scored for the plan ({plan.model_name}); score this one"
             )
-    elif spec is not None and spec.query_key_digest != plan.model_digest:
+    elif spec is not None and plan.model_digest not in {
+        tower.query_key_digest for tower in spec.towers if tower.name == plan.tower
+    }:
         raise RefusedError(
             f"{graph}: exported from {spec.name} ({spec.short_digest}), but the plan was made from {plan.model_name} "
             f"({plan.model_digest[:12]}); score and plan the model that the graph came from"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gatenorm_export.architectures import GGUF_ARCHITECTURES, adapter_for
+from gatenorm_export.architectures import GGUF_ARCHITECTURES, NamePatterns, adapter_for
 from gatenorm_export.demo_model import NAME as DEMO_NAME
 from gatenorm_export.demo_model import demo_model
 from gatenorm_export.errors import InputError, needs
@@ -21,22 +21,26 @@ _DESCRIBES = (*TOKENIZER_FILES, "generation_config.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def resolve_model(name: str, *, progress: Progress | None = None) -> ModelSpec:
-    from gatenorm_export.scoring.weights import query_key_digest
-
-    spec = _resolve(name, progress=progress)
-    return spec.model_copy(update={"query_key_digest": query_key_digest(spec)})
-
-
-def _resolve(name: str, *, progress: Progress | None = None) -> ModelSpec:
-    """Find a checkpoint, read its dimensions, and digest every file that defines it.
+def resolve_model(
+    name: str, *, whole: bool = True, patterns: NamePatterns | None = None, progress: Progress | None = None
+) -> ModelSpec:
+    """Find a checkpoint and read its dimensions.
 
     ``name`` is a Hugging Face folder (config.json and safetensors), a ``.gguf`` file, a hub id, or ``smollm2``.
+    With ``whole`` every file that defines the checkpoint is digested, without only what is small: scoring reads single
+    tensors, and of a remote checkpoint nothing else is ever fetched.
 
     Raises:
         InputError: there is no such model, it is damaged or incomplete, or its architecture is not supported.
         MissingPartError: a hub id was given and huggingface_hub is not installed.
     """
+    from gatenorm_export.scoring.weights import with_digests
+
+    spec = _resolve(name, progress=progress)
+    return with_digests(spec) if whole else spec
+
+
+def _resolve(name: str, *, progress: Progress | None = None) -> ModelSpec:
     progress = progress or Quiet()
     if name == DEMO_NAME:
         return _from_gguf(demo_model(progress), name, progress)

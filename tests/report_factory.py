@@ -45,8 +45,9 @@ def a_model(name: str = "SmolLM2-135M-Instruct", n_layers: int = 30) -> ModelSpe
         path="/models/SmolLM2-135M-Instruct.Q4_1.gguf",
         source="gguf",
         architecture="LlamaForCausalLM",
-        towers=(TowerSpec(n_layers=n_layers, d_model=576, n_heads=9, n_kv_heads=3, head_dim=64),),
-        query_key_digest="7c" * 16,
+        towers=(
+            TowerSpec(n_layers=n_layers, d_model=576, n_heads=9, n_kv_heads=3, head_dim=64, query_key_digest="7c" * 16),
+        ),
         files=(FileDigest(name="SmolLM2-135M-Instruct.Q4_1.gguf", bytes=98_374_880, sha256="5a" * 32),),
     )
 

@@ -129,11 +129,11 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "model.safetensors")
     name = "model.layers.1.self_attn.q_proj.weight"
     save_file({**tensors, name: tensors[name][:32].copy()}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=r"q_proj\.weight is \[32, 64\], the config says \[64, 64\]"):
+    with pytest.raises(InputError, match=r"q_proj\.weight is \[32, 64\], but the config says \[64, 64\]"):
         scores_of(tmp_path)
     del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=r"layers\.1\.self_attn\.q_proj\.weight is in none"):
+    with pytest.raises(InputError, match=r"layers\.1\.self_attn\.q_proj\.weight is missing"):
         scores_of(tmp_path)
 
 

@@ -33,6 +33,16 @@ def add_drop(parser: argparse.ArgumentParser, *, required: bool) -> None:
     group.add_argument("--protect", metavar="LIST", default="", help="never these layers, such as 0,1")
 
 
+def add_tower(parser: argparse.ArgumentParser) -> None:
+    """``--tower``."""
+    parser.add_argument(
+        "--tower",
+        metavar="NAME",
+        help="which stack of layers, of a model that has several: text or vision (CLIP), encoder, decoder or cross "
+        "(Whisper)",
+    )
+
+
 def drop_request(args: argparse.Namespace) -> DropRequest:
     """The request that :func:`add_drop`'s options describe.
 
@@ -44,6 +54,7 @@ def drop_request(args: argparse.Namespace) -> DropRequest:
         ratio=args.ratio,
         layers=parse_layers(args.layers) if args.layers is not None else None,
         protect=parse_layers(args.protect) if args.protect else (),
+        tower=args.tower,
     )
 
 

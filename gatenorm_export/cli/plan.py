@@ -16,6 +16,7 @@ from gatenorm_export.cli.options import (
     add_guard,
     add_output,
     add_repair,
+    add_tower,
     corpus_request,
     drop_request,
     guard_request,
@@ -35,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scores", type=Path, help="scores.json, as `gatenorm score -o` or --json writes it")
     parser.add_argument("-o", "--out", type=Path, help="a folder (plan.json in it) or a .json file")
     add_drop(parser, required=True)
+    add_tower(parser)
     add_guard(parser)
     parser.add_argument("--graph", type=Path, help="with --guard: the unpruned graph, a .onnx file or its folder")
     add_repair(parser)

@@ -16,6 +16,7 @@ from gatenorm_export.cli.options import (
     add_output,
     add_profiles,
     add_repair,
+    add_tower,
     comparison_request,
     corpus_request,
     drop_request,
@@ -39,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="the folder for everything")
     parser.add_argument("--force", action="store_true", help="do every stage again")
     add_drop(parser, required=True)
+    add_tower(parser)
     add_guard(parser)
     add_repair(parser)
     add_calibration(parser)
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     material = result.material
     terminal.result(
         result.to_object(),
-        score_table(material.scores, material.plan.drop),
+        score_table(material.scores, dict.fromkeys(material.plan.drop, "drop")),
         material.scores.trend.sentence,
         plan_line(material.plan),
         *guard_lines(material.plan),

@@ -34,7 +34,8 @@ Source = Literal["safetensors", "gguf", "torch", "onnx"]
 
 class TowerSpec(Part):
     """One stack of attention sublayers. ``name`` is empty where a model has only one; else text, vision, encoder,
-    decoder or cross. ``head_dim`` is the length of a query head."""
+    decoder or cross. ``head_dim`` is the length of a query head. ``query_key_digest`` is xxh3-128 over the bytes of its
+    query and key weights as they are stored, whatever files they lie in; None where they were not read."""
 
     name: str = ""
     n_layers: int
@@ -42,14 +43,15 @@ class TowerSpec(Part):
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    query_key_digest: str | None = None
 
 
 class ModelSpec(Part):
     """A pretrained checkpoint: where it is, what it is, and the digests of what was read of it.
 
     ``path`` is a folder, a file or a URL. With ``whole``, ``files`` has every file that defines the checkpoint;
-    without, only the small ones, for scoring reads no others whole. ``query_key_digest`` is over the bytes of the query
-    and key weights as they are stored, whatever files they lie in.
+    without, only the small ones, for scoring reads no others whole. The patterns are a user's names of the query and
+    key weights, where the family is not known.
     """
 
     name: str
@@ -59,7 +61,8 @@ class ModelSpec(Part):
     towers: tuple[TowerSpec, ...]
     files: tuple[FileDigest, ...]
     whole: bool = True
-    query_key_digest: str | None = None
+    query_pattern: str | None = None
+    key_pattern: str | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -67,6 +70,14 @@ class ModelSpec(Part):
         """sha256 over the names and digests of all files: with ``whole``, equal exactly when the checkpoint is."""
         lines = (f"{file.name} {file.sha256}\n" for file in sorted(self.files, key=lambda file: file.name))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def query_key_digest(self) -> str | None:
+        """Over the query and key weights of all towers; None where some were not read."""
+        digests = [tower.query_key_digest for tower in self.towers]
+        if None in digests:
+            return None
+        return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
 
     @property
     def short_digest(self) -> str:
@@ -107,6 +118,7 @@ class CutCertainty(Part):
     n: int
     certain: bool
     tied: tuple[int, ...] = ()
+    sentence: str
 
 
 class LayerScores(Record):

@@ -26,7 +26,7 @@ class ReportMaterial:
     repair: RepairRecord | None = None
 
     def __post_init__(self) -> None:
-        if self.plan.model_digest != self.scores.model.query_key_digest:
+        if self.plan.model_digest != self.scores.model.tower(self.plan.tower).query_key_digest:
             raise InputError(
                 f"the plan was made for checkpoint {self.plan.model_name!r} ({self.plan.model_digest[:12]}), "
                 f"the scores are of {self.scores.model.name!r} ({self.scores.model.short_digest}); "

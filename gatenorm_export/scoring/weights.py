@@ -1,114 +1,116 @@
-"""Stream the query and key weights of a checkpoint, one layer at a time, without torch and without a model object."""
+"""The query and key weights of a checkpoint, one layer at a time, without torch and without a model object."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 
-from gatenorm_export.architectures import adapter_for
+from gatenorm_export.architectures import LayerTensors, NamePatterns, Tower, towers_of, towers_of_gguf
+from gatenorm_export.checkpoints import TensorSource, open_tensors
+from gatenorm_export.checkpoints.opening import folder_of
+from gatenorm_export.checkpoints.ranges import read_json
 from gatenorm_export.errors import InputError
 from gatenorm_export.records import ModelSpec
 
-Read = Callable[[str], tuple[np.ndarray, str]]
-"""Tensor name -> array as stored or dequantised, and the name of the stored dtype."""
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Query [n_heads * head_dim, d_model] and key [n_kv_heads * head_dim, d_model] of one layer, in the stored
+    precision where numpy has it, and a digest of the tensors as they are stored."""
+
+    query: np.ndarray
+    key: np.ndarray
+    digest: str
 
 
-def query_key_weights(spec: ModelSpec) -> Iterator[tuple[int, np.ndarray, np.ndarray, str]]:
-    """Yield (layer, query [n_heads * head_dim, d_model], key [n_kv_heads * head_dim, d_model], stored dtype).
+@dataclass(frozen=True)
+class TowerWeights:
+    """One tower of an open checkpoint."""
+
+    tower: Tower
+    source: TensorSource
+    where: str
+
+    def load(self, layer: LayerTensors) -> LayerWeights:
+        """Read one layer.
+
+        Raises:
+            InputError: a tensor cannot be read; the text names file and tensor.
+        """
+        stored = [self.source.read(name) for name in layer.names]
+        query, key = self.tower.split(layer, [tensor.values for tensor in stored])
+        return LayerWeights(query, key, " ".join(tensor.digest for tensor in stored))
+
+    def norm(self, layer: LayerTensors) -> np.ndarray:
+        """The weight of the norm before attention, [d_model], as it is stored.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        assert layer.norm is not None
+        return self.source.read(layer.norm).values
+
+    def damage(self, layer: LayerTensors) -> InputError:
+        """The error that names the tensor of a layer that holds NaN or infinity."""
+        for name in layer.names:
+            if not np.isfinite(self.source.read(name).values.astype(np.float32, copy=False)).all():
+                file = self.source.tensors[name].file
+                return InputError(f"{file}: tensor {name} holds NaN or infinity; the checkpoint is damaged")
+        # Every value is finite, so what is not is their product: float64 has room for all but senseless weights.
+        return InputError(f"{self.where}: the score of layer {layer.layer} is not finite; its weights are senseless")
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """How the tensors are stored, each kind once."""
+        names = (name for layer in self.tower.layers for name in layer.names)
+        return tuple(sorted({self.source.tensors[name].dtype for name in names}))
+
+
+@contextlib.contextmanager
+def open_towers(spec: ModelSpec) -> Iterator[tuple[TowerWeights, ...]]:
+    """Open a checkpoint and find the query and key weights of all its towers; only headers are read.
 
     Raises:
-        InputError: a tensor is missing, has another shape than the config says, or holds NaN or infinity; the text
-            names file and tensor.
+        InputError: a tensor is missing or has another shape than the config says; the text names it.
+        RefusedError: the architecture is not known, and names and shapes do not tell which tensors are meant.
+        MissingPartError: the kind of checkpoint needs a package that is not installed.
     """
-    adapter = adapter_for(spec.architecture)
-    gguf = spec.source == "gguf"
-    names = (adapter.gguf_query, adapter.gguf_key) if gguf else (adapter.query, adapter.key)
-    tower = spec.towers[0]
-    expected = (
-        (tower.n_heads * tower.head_dim, tower.d_model),
-        (tower.n_kv_heads * tower.head_dim, tower.d_model),
-    )
-    with _open_gguf(spec) if gguf else _open_safetensors(spec) as read:
-        for layer in range(spec.n_layers):
-            arrays = []
-            dtype = ""
-            for template, shape in zip(names, expected, strict=True):
-                name = template.format(layer=layer)
-                array, dtype = read(name)
-                _check(spec, name, array, shape)
-                arrays.append(array)
-            yield layer, arrays[0], arrays[1], dtype
+    with open_tensors(spec) as source:
+        config = source.fields if spec.source == "gguf" else read_json(folder_of(spec.path)[0], "config.json")
+        patterns = None
+        if spec.query_pattern is not None and spec.key_pattern is not None:
+            patterns = NamePatterns(spec.query_pattern, spec.key_pattern)
+        if spec.source == "gguf" and patterns is None:
+            towers = towers_of_gguf(config, source.tensors, where=spec.path)
+        else:
+            towers = towers_of(spec.architecture, config, source.tensors, patterns=patterns, where=spec.path)
+        yield tuple(TowerWeights(tower, source, spec.path) for tower in towers)
 
 
-def query_key_digest(spec: ModelSpec) -> str:
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    for _, query, key, _ in query_key_weights(spec):
-        digest.update(query.tobytes())
-        digest.update(key.tobytes())
-    return digest.hexdigest()
+def query_key_digest(layers: dict[int, str]) -> str:
+    """xxh3-128 over the digests of a tower's layers: the same however a checkpoint is cut into files."""
+    state = xxhash.xxh3_128()
+    for layer, digest in sorted(layers.items()):
+        state.update(f"{layer} {digest}\n".encode())
+    return str(state.hexdigest())
 
 
-def _check(spec: ModelSpec, name: str, array: np.ndarray, shape: tuple[int, int]) -> None:
-    if array.shape != shape:
-        raise InputError(f"{spec.path}: tensor {name} is {list(array.shape)}, the config says {list(shape)}")
-    if not np.isfinite(array.astype(np.float32, copy=False)).all():
-        raise InputError(f"{spec.path}: tensor {name} holds NaN or infinity; the checkpoint is damaged")
+def with_digests(spec: ModelSpec) -> ModelSpec:
+    """The checkpoint with the :func:`query_key_digest` of every tower, for stages that do not score.
 
-
-@contextlib.contextmanager
-def _open_safetensors(spec: ModelSpec) -> Iterator[Read]:
-    import ml_dtypes  # noqa: F401 (registers bfloat16 and the float8s with numpy, which safetensors asks for by name)
-    from safetensors import SafetensorError, safe_open
-
-    folder = Path(spec.path)
-    with contextlib.ExitStack() as stack:
-        holders: dict[str, tuple[Any, str]] = {}
-        for file in spec.files:
-            if not file.name.endswith(".safetensors"):
-                continue
-            try:
-                handle = stack.enter_context(safe_open(folder / file.name, framework="np"))
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{folder / file.name}: not readable safetensors ({error}); copy it again") from error
-            holders |= dict.fromkeys(handle.keys(), (handle, file.name))
-
-        def read(name: str) -> tuple[np.ndarray, str]:
-            if name not in holders:
-                raise InputError(f"{folder}: tensor {name} is in none of the safetensors files")
-            handle, file_name = holders[name]
-            try:
-                array = handle.get_tensor(name)
-            except (SafetensorError, OSError, ValueError, TypeError) as error:
-                raise InputError(f"{folder / file_name}: tensor {name} cannot be read ({error})") from error
-            return array, str(array.dtype)
-
-        yield read
-
-
-@contextlib.contextmanager
-def _open_gguf(spec: ModelSpec) -> Iterator[Read]:
-    from gguf import GGUFReader, dequantize
-
-    try:
-        tensors = {tensor.name: tensor for tensor in GGUFReader(spec.path).tensors}
-    except Exception as error:
-        # The reader trusts lengths in the file; a damaged one surfaces as any of half a dozen types.
-        raise InputError(f"{spec.path}: not readable GGUF ({type(error).__name__}: {error}); copy it again") from error
-
-    def read(name: str) -> tuple[np.ndarray, str]:
-        if name not in tensors:
-            raise InputError(f"{spec.path}: tensor {name} is missing")
-        tensor = tensors[name]
-        try:
-            array = dequantize(tensor.data, tensor.tensor_type)
-        except (ValueError, NotImplementedError) as error:
-            raise InputError(f"{spec.path}: tensor {name} cannot be dequantised ({error})") from error
-        return np.asarray(array), tensor.tensor_type.name
-
-    yield read
+    Raises:
+        InputError, RefusedError, MissingPartError: as :func:`open_towers`.
+    """
+    with open_towers(spec) as opened:
+        digests = {
+            weights.tower.name: query_key_digest(
+                {layer.layer: weights.load(layer).digest for layer in weights.tower.layers}
+            )
+            for weights in opened
+        }
+    towers = (tower.model_copy(update={"query_key_digest": digests[tower.name]}) for tower in spec.towers)
+    return spec.model_copy(update={"towers": tuple(towers)})

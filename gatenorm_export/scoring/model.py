@@ -1,0 +1,201 @@
+"""From a checkpoint to the record of its scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.planning import check_cut, share_of
+from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.records import (
+    Convention,
+    CutCertainty,
+    FoldedNorms,
+    FoldedScore,
+    LayerScore,
+    LayerScores,
+    ModelSpec,
+)
+from gatenorm_export.scoring.gate_norm import gate_norm
+from gatenorm_export.scoring.norms import folded, gain, ranking_shift, require_norms
+from gatenorm_export.scoring.trend import depth_trend
+from gatenorm_export.scoring.weights import TowerWeights, open_towers, query_key_digest
+
+Variant = Literal["all-heads", "per-head"]
+
+_FORMULAS: dict[Variant, str] = {
+    "all-heads": "||Wq Wk^T||_F over all heads together (arXiv 2512.20636)",
+    "per-head": "sqrt(sum over heads of ||Wq_h Wk_h^T||_F^2)",
+}
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """How to score.
+
+    ``towers`` None is all. ``cuts`` are numbers of layers, ``ratio`` a share of them: only which layers are among so
+    many lowest must be certain then. With ``exact``, or neither, every score is exact. ``device`` is auto, cpu, cuda or
+    cuda:N.
+    """
+
+    towers: tuple[str, ...] | None = None
+    cuts: tuple[int, ...] = ()
+    ratio: float | None = None
+    exact: bool = False
+    variant: Variant = "all-heads"
+    fold_norms: bool = False
+    device: str = "auto"
+
+
+def score_model(
+    spec: ModelSpec, request: ScoreRequest | None = None, *, progress: Progress | None = None
+) -> LayerScores:
+    """Score attention sublayers of a checkpoint with Gate-Norm.
+
+    Raises:
+        InputError: a tensor is missing or damaged, or a cut makes no sense.
+        RefusedError: there is no such tower, or no norm weight to fold; names and shapes do not tell what is meant.
+        MissingPartError: what reads the checkpoint, or the device, is not there.
+    """
+    request, progress = request or ScoreRequest(), progress or Quiet()
+    with open_towers(spec) as opened:
+        chosen = _choose(spec, opened, request.towers)
+        if request.fold_norms:
+            for weights in chosen:
+                norms = {layer.layer: layer.norm for layer in weights.tower.layers}
+                require_norms(spec.name, weights.tower.name, norms)
+        parts = [_score_tower(weights, request, progress) for weights in chosen]
+        shifted = [_fold(part, weights, request, progress) for part, weights in zip(parts, chosen, strict=True)]
+    return _record(spec, request, parts, shifted)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What scoring one tower gave."""
+
+    tower: str
+    layers: tuple[LayerScore, ...]
+    cuts: tuple[CutCertainty, ...]
+    digest: str
+    layout: str
+    dtypes: tuple[str, ...]
+    arithmetic: str
+    bound: str | None
+
+
+def _choose(
+    spec: ModelSpec, opened: tuple[TowerWeights, ...], asked: tuple[str, ...] | None
+) -> tuple[TowerWeights, ...]:
+    if asked is None:
+        return opened
+    by_name = {weights.tower.name: weights for weights in opened}
+    for name in asked:
+        if name not in by_name:
+            there = ", ".join(by_name) if set(by_name) != {""} else "one, without a name"
+            raise RefusedError(f"{spec.name}: --tower {name}: there is no such tower; it has {there}")
+    return tuple(by_name[name] for name in asked)
+
+
+def cut_of(request: ScoreRequest, n_layers: int) -> tuple[int, ...]:
+    """The cuts of a tower of ``n_layers``.
+
+    Raises:
+        InputError: a negative number, or a ratio outside 0 to 1.
+        RefusedError: more layers than there are.
+    """
+    cuts = list(request.cuts)
+    if request.ratio is not None:
+        cuts.append(share_of(request.ratio, n_layers))
+    for cut in cuts:
+        check_cut(cut, n_layers)
+    return tuple(sorted(set(cuts)))
+
+
+def _score_tower(weights: TowerWeights, request: ScoreRequest, progress: Progress) -> _Part:
+    tower = weights.tower
+    entries, digests = [], {}
+    label = f"score {tower.name}" if tower.name else "score"
+    with progress.task(label, total=len(tower.layers)) as bar:
+        for layer in tower.layers:
+            loaded = weights.load(layer)
+            score = gate_norm(loaded.query, loaded.key, head_dim=tower.head_dim)
+            if not math.isfinite(score):
+                raise weights.damage(layer)
+            entries.append(LayerScore(layer=layer.layer, score=score, tower=tower.name))
+            digests[layer.layer] = loaded.digest
+            bar.advance()
+    return _Part(
+        tower=tower.name,
+        layers=tuple(entries),
+        cuts=(),
+        digest=query_key_digest(digests),
+        layout=tower.guessed or tower.layout.description,
+        dtypes=weights.dtypes,
+        arithmetic="float64",
+        bound=None,
+    )
+
+
+def _fold(part: _Part, weights: TowerWeights, request: ScoreRequest, progress: Progress) -> FoldedNorms | None:
+    """The same tower with its norm weights folded in, and how far that moves the ranking."""
+    if not request.fold_norms:
+        return None
+    tower, scores = weights.tower, {}
+    with progress.task("score with the norm weights folded in", total=len(tower.layers)) as bar:
+        for layer in tower.layers:
+            loaded = weights.load(layer)
+            try:
+                query, key = folded(loaded.query, loaded.key, gain(weights.norm(layer), tower.norm_offset))
+            except ValueError as error:
+                raise InputError(f"{weights.where}: tensor {layer.norm}: {error}") from error
+            scores[layer.layer] = gate_norm(query, key, head_dim=tower.head_dim)
+            bar.advance()
+    plain = {entry.layer: entry.score for entry in part.layers}
+    cuts = cut_of(request, len(plain))
+    return FoldedNorms(
+        layers=tuple(FoldedScore(layer=layer, score=score, tower=tower.name) for layer, score in scores.items()),
+        shifts=tuple(ranking_shift(plain, scores, n=cut, tower=tower.name) for cut in cuts or (None,)),
+    )
+
+
+def _record(
+    spec: ModelSpec, request: ScoreRequest, parts: list[_Part], shifted: list[FoldedNorms | None]
+) -> LayerScores:
+    digests = {part.tower: part.digest for part in parts}
+    towers = tuple(
+        tower.model_copy(update={"query_key_digest": digests.get(tower.name, tower.query_key_digest)})
+        for tower in spec.towers
+    )
+    layers = tuple(entry for part in parts for entry in part.layers)
+    sketched = any(entry.low is not None for entry in layers)
+    model = spec.model_copy(update={"towers": towers})
+    there = [one for one in shifted if one is not None]
+    return LayerScores(
+        model=model,
+        convention=Convention(
+            variant=request.variant,
+            formula=_FORMULAS[request.variant],
+            exactness="sketched" if sketched else "exact",
+            bound=next((part.bound for part in parts if part.bound), None),
+            arithmetic=_joined(part.arithmetic for part in parts),
+            layout=_joined(part.layout for part in parts),
+            checkpoint_dtype=_joined(dtype for part in parts for dtype in part.dtypes),
+            source_digest=model.query_key_digest or _joined(part.digest for part in parts),
+        ),
+        layers=layers,
+        trends={part.tower: depth_trend([entry.score for entry in part.layers]) for part in parts},
+        cuts=tuple(cut for part in parts for cut in part.cuts),
+        folded=FoldedNorms(
+            layers=tuple(layer for one in there for layer in one.layers),
+            shifts=tuple(shift for one in there for shift in one.shifts),
+        )
+        if there
+        else None,
+    )
+
+
+def _joined(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words))
