@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from test_artifacts import a_model
 
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.planning import DropRequest, make_plan, parse_layers
-from gatenorm_export.records import Convention, LayerScore, LayerScores
+from gatenorm_export.planning import DropRequest, make_plan, parse_layers, rank_layers
+from gatenorm_export.records import Convention, CutCertainty, LayerScore, LayerScores
 from gatenorm_export.scoring import depth_trend
 
 
@@ -88,3 +88,49 @@ def test_nothing_that_stays_scores_below_what_goes(values: list[float], data) ->
     assert len(gone) == count
     staying = [value for layer, value in enumerate(values) if layer not in gone]
     assert max((values[layer] for layer in gone), default=0.0) <= min(staying, default=float("inf"))
+
+
+def sketched(*intervals: tuple[float, float], cuts: tuple[CutCertainty, ...] = ()) -> LayerScores:
+    layers = tuple(
+        LayerScore(layer=layer, score=(low + high) / 2, low=low, high=high)
+        for layer, (low, high) in enumerate(intervals)
+    )
+    return scores(*(0.0 for _ in intervals)).model_copy(update={"layers": layers, "cuts": cuts})
+
+
+def test_a_plan_from_sketched_scores_is_made_where_no_interval_crosses_the_cut() -> None:
+    found = sketched((8.0, 9.0), (1.0, 2.0), (1.5, 2.5), (4.0, 5.0))
+    assert make_plan(found, DropRequest(drop=2), scores_sha256="0").drop == (1, 2)
+    with pytest.raises(RefusedError, match=r"do not decide which 1 are the lowest; score it again with --drop 1"):
+        make_plan(found, DropRequest(drop=1), scores_sha256="0")
+    # With the layer in doubt protected, the same cut is decided.
+    assert make_plan(found, DropRequest(drop=1, protect=(2,)), scores_sha256="0").drop == (1,)
+
+
+def test_a_tie_that_scoring_found_is_no_doubt() -> None:
+    tie = CutCertainty(n=1, certain=False, tied=(1, 2), sentence="")
+    found = sketched((8.0, 9.0), (1.0, 2.0), (1.0, 2.0), cuts=(tie,))
+    assert make_plan(found, DropRequest(drop=1), scores_sha256="0").drop == (2,)
+
+
+def test_an_order_needs_exact_scores() -> None:
+    with pytest.raises(RefusedError, match="score it again with --exact"):
+        rank_layers(sketched((1.0, 2.0), (3.0, 4.0)), DropRequest(drop=1), ordered=True)
+
+
+def test_of_several_towers_one_must_be_named() -> None:
+    layers = tuple(LayerScore(layer=n, score=float(n), tower=tower) for tower in ("text", "vision") for n in range(3))
+    both = scores(0.0).model_copy(
+        update={
+            "layers": layers,
+            "model": a_model().model_copy(
+                update={"towers": tuple(a_model().towers[0].model_copy(update={"name": n}) for n in ("text", "vision"))}
+            ),
+        }
+    )
+    with pytest.raises(RefusedError, match=r"name one with --tower; it has text, vision"):
+        make_plan(both, DropRequest(drop=1), scores_sha256="0")
+    with pytest.raises(RefusedError, match="--tower cross: there is no such tower"):
+        make_plan(both, DropRequest(drop=1, tower="cross"), scores_sha256="0")
+    plan = make_plan(both, DropRequest(drop=1, tower="vision"), scores_sha256="0")
+    assert (plan.tower, plan.n_layers, plan.drop) == ("vision", 3, (0,))
