@@ -21,6 +21,7 @@ VERBS = {
     "prune": "remove attention sublayers from an ONNX graph",
     "build": "build a TensorRT engine from an ONNX graph",
     "compare": "prove a pruning: faithfulness, quality, latency, sizes",
+    "correlate": "does Gate-Norm see what attention does? forward passes on a text beside the scores",
     "sweep": "quality, speed and cache over rankings, repairs and numbers of layers; one table, one plot",
     "eval": "score models on zero-shot tasks of lm-eval, side by side",
     "recover": "fine-tune the pruned model with LoRA, and export and prune it again",

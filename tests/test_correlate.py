@@ -1,0 +1,404 @@
+"""What attention adds to the stream, measured against the stream itself, and whether rankings agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from model_zoo import make_tokenizer, row
+
+from benchmarks.matrix.models import FAMILIES, N_LAYERS, Family, family
+from gatenorm_export.architectures import adapter_for
+from gatenorm_export.cli.main import main
+from gatenorm_export.comparing.text import Text
+from gatenorm_export.correlating import (
+    Windows,
+    agreement,
+    correlation_svg,
+    cut_windows,
+    measure_layers,
+    warning_of,
+)
+from gatenorm_export.correlating.agreement import cut_of
+from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.records import CorrelationReport, LayerMeasures
+
+TOKENS = np.random.default_rng(0).integers(4, 128, 150)
+WINDOWS = Windows(TOKENS, 64)
+
+STREAM_FAMILIES = [tiny.name for tiny in FAMILIES if tiny.kind == "decoder"] + ["modernbert"]
+"""Every block that adds attention to a stream which passes on unnormed: sequential, parallel (GPT-NeoX, Phi, Falcon),
+with a norm behind attention (Gemma 2, OLMo 2, GLM-4) or a factor (Granite), and modules that return the sum (BLOOM)."""
+
+
+def means(pairs: list[tuple[Any, Any]]) -> tuple[float, float]:
+    """The definition, word for word, token by token: (x, a) -> mean ||a||/||x||, mean 1 - cos(x, x + a)."""
+    ratios, turns = [], []
+    for stream, added in pairs:
+        for x, a in zip(stream.reshape(-1, 64).double().numpy(), added.reshape(-1, 64).double().numpy(), strict=True):
+            ratios.append(np.linalg.norm(a) / np.linalg.norm(x))
+            turns.append(1 - x @ (x + a) / np.linalg.norm(x) / np.linalg.norm(x + a))
+    return float(np.mean(ratios)), float(np.mean(turns))
+
+
+def without_mlps(tiny: Family) -> Any:
+    """The random model with every MLP silent, so that a block's output less its input is what attention adds."""
+    import torch
+
+    model = tiny.make()
+    blocks = model.get_submodule(adapter_for(tiny.model_class).tower().blocks)
+    with torch.no_grad():
+        for block in blocks:
+            for name, parameter in block.named_parameters():
+                if not any(word in name for word in ("att", "norm", "ln_")):
+                    parameter.zero_()
+    return model
+
+
+def streams(model: Any, windows: Windows) -> list[list[Any]]:
+    """The hidden states of every batch, in front of each block and behind the last."""
+    import torch
+
+    with torch.no_grad():
+        return [
+            list(model.base_model(input_ids=torch.from_numpy(tokens), output_hidden_states=True).hidden_states)
+            for tokens, _ in windows.batches()
+        ]
+
+
+@pytest.mark.parametrize("name", STREAM_FAMILIES)
+def test_what_is_measured_is_what_the_stream_gains(name: str) -> None:
+    tiny = family(name)
+    model = without_mlps(tiny)
+    modules = adapter_for(tiny.model_class).tower()
+    measured = measure_layers(model, modules, WINDOWS, n_layers=N_LAYERS, name=name)
+    batches = streams(model, WINDOWS)
+    # The last hidden state is behind the final norm, so the last block's own output is not among them.
+    for layer in range(N_LAYERS - 1):
+        expected = means([(states[layer], states[layer + 1] - states[layer]) for states in batches])
+        assert (measured[layer].norm_ratio, measured[layer].cosine) == pytest.approx(expected, rel=2e-3), layer
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_behind_a_post_norm_block_the_branch_is_found_before_the_norm(name: str) -> None:
+    import torch
+
+    tiny = family(name)
+    model = tiny.make()
+    modules = adapter_for(tiny.model_class).tower()
+    windows = Windows(TOKENS, 50)
+    measured = measure_layers(model, modules, windows, n_layers=N_LAYERS, name=name)
+    blocks = model.get_submodule(modules.blocks)
+    for layer in range(N_LAYERS):
+        pairs = []
+        for states in streams(model, windows):
+            x, block = states[layer], blocks[layer]
+            with torch.no_grad():
+                if name == "distilbert":
+                    a = block.attention(x, x, x, mask=torch.zeros(1, 1, 1, 1))[0]
+                    joined = block.sa_layer_norm(x + a)
+                    after = block.output_layer_norm(joined + block.ffn(joined))
+                else:
+                    a = block.attention.output.dense(block.attention.self(x)[0])
+                    joined = block.attention.output.LayerNorm(x + a)
+                    after = block.output(block.intermediate(joined), joined)
+            assert torch.allclose(after, states[layer + 1], atol=1e-4)
+            pairs.append((x, a))
+        assert (measured[layer].norm_ratio, measured[layer].cosine) == pytest.approx(means(pairs), rel=1e-5)
+
+
+def test_with_its_mlp_a_model_measures_the_same_branch() -> None:
+    """In llama the branch is what the module returns; here with the MLPs on, on the real stream."""
+    import torch
+
+    model = row("llama-gqa").make()
+    added: dict[int, list[Any]] = {layer: [] for layer in range(4)}
+    hooks = [
+        block.self_attn.register_forward_hook(lambda m, i, output, at=layer: added[at].append(output[0].clone()))
+        for layer, block in enumerate(model.model.layers)
+    ]
+    batches = streams(model, WINDOWS)
+    for hook in hooks:
+        hook.remove()
+    measured = measure_layers(model, adapter_for("LlamaForCausalLM").tower(), WINDOWS, n_layers=4, name="llama")
+    for layer in range(4):
+        expected = means([(states[layer], branch) for states, branch in zip(batches, added[layer], strict=True)])
+        assert (measured[layer].norm_ratio, measured[layer].cosine) == pytest.approx(expected, rel=1e-6)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_a_block_that_never_adds_is_refused() -> None:
+    model = row("llama-gqa").make()
+    block = model.model.layers[2]
+    block.forward = lambda hidden_states, **named: block.self_attn(block.input_layernorm(hidden_states), **named)[0]
+    with pytest.raises(RefusedError, match="odd: where the attention of layer 2 joins the stream was not found"):
+        measure_layers(model, adapter_for("LlamaForCausalLM").tower(), WINDOWS, n_layers=4, name="odd")
+    with pytest.raises(RefusedError, match="has 4 blocks, the checkpoint 5"):
+        measure_layers(model, adapter_for("LlamaForCausalLM").tower(), WINDOWS, n_layers=5, name="odd")
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_model_that_computes_nan_is_refused() -> None:
+    import torch
+
+    model = row("llama-gqa").make()
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight[0, 0] = float("nan")
+    with pytest.raises(RefusedError, match="layer 1 computes NaN"):
+        measure_layers(model, adapter_for("LlamaForCausalLM").tower(), WINDOWS, n_layers=4, name="odd")
+
+
+def test_every_token_is_in_one_window_and_special_tokens_do_not_count() -> None:
+    windows = Windows(TOKENS, 20, before=(1,), after=(2, 3))
+    seen = []
+    batches = list(windows.batches())
+    assert len(batches) == windows.n_batches == 3
+    for tokens, columns in batches:
+        assert (tokens[:, 0] == 1).all()
+        assert (tokens[:, -2:] == [2, 3]).all()
+        seen.append(tokens[:, columns].ravel())
+    assert np.concatenate(seen).tolist() == TOKENS.tolist()
+    whole = Windows(TOKENS[:40], 20)
+    assert [tokens.shape for tokens, _ in whole.batches()] == [(2, 20)]
+
+
+def framing_tokenizer() -> Any:
+    """The zoo's tokenizer, with <s> and </s> around a text as BERT has [CLS] and [SEP]."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return tokenizer
+
+
+def test_windows_have_the_tokenizers_frame_and_fit_the_positions() -> None:
+    text = Text("words", " ".join(f"w{4 + index % 120}" for index in range(300)))
+    config = row("llama-gqa").config()
+    plain = cut_windows(text, make_tokenizer(), config, limit=200)
+    assert (len(plain.tokens), plain.length, plain.before, plain.after) == (200, 64, (), ())
+    framed = cut_windows(text, framing_tokenizer(), config, limit=1000)
+    assert (len(framed.tokens), framed.length, framed.before, framed.after) == (300, 62, (0,), (1,))
+    with pytest.raises(InputError, match="words: 63 tokens are too few"):
+        cut_windows(text, make_tokenizer(), config, limit=63)
+    config.vocab_size = 50
+    with pytest.raises(InputError, match="token 123 is not among the model's 50"):
+        cut_windows(text, make_tokenizer(), config, limit=200)
+
+
+def ranking(order: list[int]) -> dict[int, float]:
+    """Values by which the layers go in this order."""
+    return {layer: float(place) for place, layer in enumerate(order)}
+
+
+EIGHT = list(range(8))
+
+
+def test_equal_rankings_agree_and_give_no_warning() -> None:
+    found = agreement("cosine", ranking(EIGHT), {layer: 9.0**layer for layer in EIGHT}, 3)
+    assert found.spearman_rho == pytest.approx(1.0)
+    assert (found.lowest, found.shared, found.spared, found.apart) == ((0, 1, 2), (0, 1, 2), (), ())
+    assert not found.disagrees
+    assert found.by_chance == pytest.approx(9 / 8)
+    assert found.sentence.startswith("Cosine importance agrees with Gate-Norm: 3 of the 3 lowest are the same")
+    assert warning_of([found, found]) is None
+
+
+def test_a_cut_of_which_more_than_half_would_stay_disagrees() -> None:
+    """All places are near, so only the cut speaks: 1 of 3 shared warns, 2 of 4 does not."""
+    near = ranking([2, 3, 0, 1, 4, 5, 6, 7])
+    found = agreement("norm_ratio", ranking(EIGHT), near, 3)
+    assert (found.shared, found.spared, found.apart, found.disagrees) == ((0, 2), (1,), (), False)
+    found = agreement("norm_ratio", ranking(EIGHT), near, 2)
+    assert (found.shared, found.spared, found.apart, found.disagrees) == ((), (0, 1), (), True)
+    half = agreement("norm_ratio", ranking(EIGHT), ranking([0, 4, 1, 2, 3, 5, 6, 7]), 2)
+    assert (half.shared, half.disagrees) == ((0,), False)
+    warning = warning_of([half, found])
+    assert warning is not None
+    assert "Gate-Norm and the norm ratio disagree on more than half of the layers" in warning
+
+
+def test_more_than_half_of_all_layers_apart_disagrees_although_the_cut_is_shared() -> None:
+    reversed_behind = ranking([0, 7, 6, 5, 4, 3, 2, 1])
+    found = agreement("cosine", ranking(EIGHT), reversed_behind, 1)
+    assert found.shared == (0,)
+    # Places 1..7 become 7..1: layers 1, 2, 6, 7 move by 6 and 4, the others by 2 or 0, and 2 is not more than 8 / 4.
+    assert (found.apart, found.disagrees) == ((1, 2, 6, 7), False)
+    worse = agreement("cosine", ranking(EIGHT), ranking([0, 5, 6, 7, 4, 1, 2, 3]), 1)
+    assert (worse.apart, worse.disagrees) == ((1, 2, 3, 5, 6, 7), True)
+    assert "6 of 8 layers lie more than a quarter of the ranking apart" in worse.sentence
+
+
+def test_a_random_ranking_of_many_layers_is_told_from_a_related_one() -> None:
+    rng = np.random.default_rng(7)
+    layers = 400
+    gate = {layer: float(value) for layer, value in enumerate(rng.normal(size=layers))}
+    unrelated = {layer: float(value) for layer, value in enumerate(rng.normal(size=layers))}
+    related = {layer: value + 0.3 * float(rng.normal()) for layer, value in gate.items()}
+    assert agreement("cosine", gate, unrelated, 100).disagrees
+    assert not agreement("cosine", gate, related, 100).disagrees
+
+
+def test_the_cut_is_a_quarter_unless_asked() -> None:
+    assert [cut_of(30, None, "m"), cut_of(6, None, "m"), cut_of(2, None, "m"), cut_of(6, 6, "m")] == [7, 1, 1, 6]
+    for asked in (0, 7):
+        with pytest.raises(RefusedError, match=f"--drop {asked}: m has 6"):
+            cut_of(6, asked, "m")
+
+
+def a_report(n_layers: int, cut: int, *, spread: float = 1.0) -> CorrelationReport:
+    rng = np.random.default_rng(1)
+    rows = tuple(
+        LayerMeasures(
+            layer=layer,
+            gate_norm=100.0 - layer,
+            norm_ratio=float(rng.uniform(0.1, 0.5)) * (spread if layer == 0 else 1),
+            cosine=float(rng.uniform(0.01, 0.1)),
+        )
+        for layer in range(n_layers)
+    )
+    gate = {entry.layer: entry.gate_norm for entry in rows}
+    found = (
+        agreement("norm_ratio", gate, {entry.layer: entry.norm_ratio for entry in rows}, cut),
+        agreement("cosine", gate, {entry.layer: entry.cosine for entry in rows}, cut),
+    )
+    return CorrelationReport(
+        model_name="a <tiny> model",
+        model_digest=None,
+        text="a & b.txt",
+        text_sha256="0",
+        n_tokens=2048,
+        window_tokens=256,
+        cut=cut,
+        cut_asked=True,
+        lowest=tuple(range(n_layers - cut, n_layers)),
+        layers=rows,
+        agreements=found,
+        warning=warning_of(found),
+        sentence=" ".join(entry.sentence for entry in found),
+        seconds=1.0,
+    )
+
+
+@pytest.mark.parametrize(("n_layers", "cut", "spread"), [(6, 1, 1.0), (30, 7, 300.0), (120, 30, 1.0)])
+def test_the_plot_marks_the_lowest_of_each_panel(n_layers: int, cut: int, spread: float) -> None:
+    report = a_report(n_layers, cut, spread=spread)
+    drawing = correlation_svg(report)
+    root = ElementTree.fromstring(drawing)
+    space = "{http://www.w3.org/2000/svg}"
+    assert [band.get("data-band") for band in root.iter(f"{space}rect") if band.get("data-band")] == [
+        str(layer) for layer in report.lowest
+    ]
+    points = [group for group in root.iter(f"{space}g") if group.get("data-layer")]
+    assert len(points) == 3 * n_layers
+    crossed = [[], [], []]
+    for index, point in enumerate(points):
+        if any(path.get("class") == "gc-cross" for path in point):
+            crossed[index // n_layers].append(int(point.get("data-layer")))
+    assert crossed == [list(report.lowest), *(list(entry.lowest) for entry in report.agreements)]
+    assert ("log scale" in drawing) == (spread > 1)
+    assert CorrelationReport.model_validate_json(report.to_json()) == report
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "words.txt"
+    file.write_text(" ".join(f"w{number}" for number in np.random.default_rng(5).integers(4, 128, 400)))
+    return file
+
+
+def save_family(name: str, folder: Path, tokenizer: Any | None) -> Path:
+    """Write a row of the matrix as ``from_pretrained`` reads it."""
+    family(name).make().save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_correlate_writes_record_and_plot(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = row("llama-gqa").save(tmp_path / "model")
+    out = tmp_path / "out"
+    assert (
+        main(["correlate", str(folder), "--text", str(text), "-o", str(out), "--drop", "2", "--json", "--quiet"]) == 0
+    )
+    printed = json.loads(capsys.readouterr().out)
+    report = CorrelationReport.load(out / "correlation.json")
+    assert printed == report.to_object()
+    assert (report.n_tokens, report.cut, report.cut_asked, len(report.layers)) == (400, 2, True, 4)
+    assert [entry.layer for entry in report.layers] == [0, 1, 2, 3]
+    ElementTree.fromstring((out / "correlation.svg").read_text())
+    from gatenorm_export.scoring import score_model
+    from gatenorm_export.sources import resolve_model
+
+    scores = score_model(resolve_model(str(folder))).layers
+    assert [entry.gate_norm for entry in report.layers] == pytest.approx([entry.score for entry in scores], rel=1e-12)
+
+
+def test_correlate_takes_an_encoder_and_warns_in_words(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_family("bert", tmp_path / "bert", framing_tokenizer())
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = {}
+    for cut in ("1", "4"):
+        assert main(["correlate", str(folder), "--text", str(text), "--drop", cut, "--json", "--quiet"]) == 0
+        report = CorrelationReport.model_validate_json(capsys.readouterr().out)
+        assert main(["correlate", str(folder), "--text", str(text), "--drop", cut, "--quiet"]) == 0
+        shown[cut] = capsys.readouterr().out
+        assert ("warning: Gate-Norm and" in shown[cut]) == (report.warning is not None)
+    assert report.window_tokens == 62
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "code", "line"),
+    [
+        ("vit", [], 5, "reads images, not text"),
+        ("clip-vision", [], 5, "reads images, not text"),
+        ("whisper", [], 3, "has several towers; choose one with --tower"),
+        ("whisper", ["--tower", "decoder"], 5, "the tower decoder reads audio, not text"),
+        ("bert", ["--tower", "text"], 3, "--tower text"),
+        ("bert", [], 3, "holds no tokenizer"),
+        ("bert", ["--drop", "9"], 5, "--drop 9"),
+        ("bert", ["--max-text-tokens", "0"], 3, "--max-text-tokens 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    tmp_path: Path,
+    text: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    options: list[str],
+    code: int,
+    line: str,
+) -> None:
+    folder = save_family(name, tmp_path / name, None)
+    assert main(["correlate", str(folder), "--text", str(text), "--quiet", *options]) == code
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = row("llama-gqa").save(tmp_path / "model")
+    assert main(["correlate", str(folder), "--text", str(tmp_path / "none.txt"), "--quiet"]) == 3
+    assert "none.txt: the text cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.real
+def test_smollm2_is_measured_on_the_shipped_text(tmp_path: Path) -> None:
+    from importlib import resources
+
+    shipped = resources.files("gatenorm_export.comparing").joinpath("texts/default.txt")
+    file = tmp_path / "prose.txt"
+    file.write_text(shipped.read_text(encoding="utf-8"))
+    options = ["--max-text-tokens", "512", "-o", str(tmp_path), "--quiet"]
+    assert main(["correlate", "smollm2", "--text", str(file), *options]) == 0
+    report = CorrelationReport.load(tmp_path / "correlation.json")
+    assert len(report.layers) == 30
+    assert all(0 < entry.norm_ratio < 100 and 0 < entry.cosine < 2 for entry in report.layers)
