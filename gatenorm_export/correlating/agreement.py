@@ -61,8 +61,8 @@ def warning_of(agreements: Sequence[Agreement]) -> str | None:
         return None
     return (
         f"Gate-Norm and {' and '.join(against)} disagree on more than half of the layers, the sign by which the method "
-        "fails: the layers that Gate-Norm would remove are not the ones whose attention is mute. Choose with --guard, "
-        "which measures what a removal costs, and do not trust scores alone here."
+        "fails: the layers that Gate-Norm would remove are not the ones whose attention is mute. Do not trust scores "
+        "alone here; measure what a removal costs, with --guard for decoders and `gatenorm compare` for every model."
     )
 
 

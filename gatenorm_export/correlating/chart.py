@@ -1,7 +1,7 @@
 """Gate-Norm, the norm ratio and cosine importance over depth, one panel under another, as SVG text.
 
 It carries its own style, follows the reader's light or dark preference, and loads nothing. What it says in colour it
-says in shape too: the lowest layers of a panel are crosses, those of Gate-Norm are bands through all panels.
+says in shape too: the lowest layers of a panel are crosses, those of Gate-Norm are bands behind all panels.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _WIDE, _LEFT, _RIGHT, _PANEL, _GAP, _PAD = 960, 62, 14, 128, 50, 10.0
 _MIN_SLOT, _EVERY_SLOT = 9.0, 18.0
 _LOG_FROM = 20.0
 """Where the highest value is this many times the lowest, a linear axis would press all others onto the floor."""
+_NAME = 50
+"""Characters of a model's name that fit beside the title."""
 _CROSS = "M-4 -4L4 4M-4 4L4 -4"
 
 
@@ -52,21 +54,19 @@ def correlation_svg(report: CorrelationReport) -> str:
     width = max(_WIDE, math.ceil(_LEFT + _RIGHT + len(layers) * _MIN_SLOT))
     slot = (width - _LEFT - _RIGHT) / len(layers)
     across = {layer: _LEFT + (place + 0.5) * slot for place, layer in enumerate(layers)}
-    name = report.model_name if len(report.model_name) <= 60 else f"…{report.model_name[-59:]}"
-    tower = f", tower {report.tower}" if report.tower else ""
+    tower = f", {report.tower}" if report.tower else ""
+    room = _NAME - len(tower)
+    name = report.model_name if len(report.model_name) <= room else f"…{report.model_name[1 - room :]}"
     top = 100.0
     bottom = top + 3 * _PANEL + 2 * _GAP
     parts = [
         f'<text class="gc-title" x="{_LEFT}" y="26">Gate-Norm and what attention does · {escape(name + tower)}</text>'
     ]
     parts.append(_legend(report, 52.0))
-    for layer in report.lowest:
-        parts.append(
-            f'<rect class="gc-band" data-band="{layer}" x="{across[layer] - slot * 0.42:.1f}" y="{top:.1f}" '
-            f'width="{slot * 0.84:.1f}" height="{bottom - top:.1f}"/>'
-        )
     for place, panel in enumerate(_panels(report)):
-        parts.append(_draw(panel, across, top + place * (_PANEL + _GAP), width))
+        ceiling = top + place * (_PANEL + _GAP)
+        parts.append(_bands(report.lowest, across, slot, ceiling))
+        parts.append(_draw(panel, across, ceiling, width))
     for layer, x in across.items():
         if slot >= _EVERY_SLOT or layer % 5 == 0:
             style = ' class="gc-strong"' if layer in report.lowest else ""
@@ -104,6 +104,21 @@ def _panels(report: CorrelationReport) -> list[_Panel]:
             notes["cosine"],
         ),
     ]
+
+
+def _bands(lowest: Sequence[int], across: dict[int, float], slot: float, ceiling: float) -> str:
+    """Gate-Norm's lowest layers as bands behind one panel, neighbours in one."""
+    runs: list[list[int]] = []
+    for layer in sorted(lowest):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return "".join(
+        f'<rect class="gc-band" data-band="{run[0]}-{run[-1]}" x="{across[run[0]] - slot / 2:.1f}" y="{ceiling:.1f}" '
+        f'width="{len(run) * slot:.1f}" height="{_PANEL}"/>'
+        for run in runs
+    )
 
 
 def _draw(panel: _Panel, across: dict[int, float], top: float, width: float) -> str:
@@ -152,7 +167,10 @@ def _legend(report: CorrelationReport, y: float) -> str:
     low = f"the {report.cut} lowest of a panel" if report.cut > 1 else "the lowest of a panel"
     entries = [
         (f'<path class="gc-cross" d="{_CROSS}" transform="translate(8 -4)"/>', low),
-        ('<rect class="gc-band" x="0" y="-12" width="16" height="16"/>', f"{layer_list(report.lowest)}: Gate-Norm's"),
+        (
+            '<rect class="gc-band" x="0" y="-12" width="16" height="16"/>',
+            f"Gate-Norm's lowest: {layer_list(report.lowest)}",
+        ),
         ('<circle class="gc-kept" cx="8" cy="-4" r="3.6"/>', "the other layers"),
     ]
     parts, x = [], float(_LEFT)
