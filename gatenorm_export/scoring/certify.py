@@ -1,0 +1,72 @@
+"""From intervals and cuts to what is certain: which layers are surely among the lowest, and which must be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A layer and the interval that holds its score."""
+
+    layer: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """Whether the ``n`` lowest scores are known. ``tied`` are layers on both sides of the cut that rounding cannot tell
+    apart; with those the deeper layer goes first, as in every plan."""
+
+    n: int
+    certain: bool
+    tied: tuple[int, ...] = ()
+
+
+def undecided(intervals: Sequence[Interval], n: int) -> tuple[int, ...]:
+    """Layers of which it is not certain on which side of the cut after the ``n`` lowest they are.
+
+    Of equal scores the deeper layer counts as the lower one, so two exact scores that are equal are decided. A layer is
+    surely in when at least ``len - n`` others surely come after it, surely out when at least ``n`` surely come before.
+    """
+    total = len(intervals)
+    if not 0 < n < total:
+        return ()
+    open_layers = []
+    for one in intervals:
+        before = sum(_surely_before(other, one) for other in intervals)
+        after = sum(_surely_before(one, other) for other in intervals)
+        if before < n and after < total - n:
+            open_layers.append(one.layer)
+    return tuple(open_layers)
+
+
+def certainty(intervals: Sequence[Interval], n: int, *, exact: frozenset[int] = frozenset()) -> Certainty:
+    """The state of one cut. Layers that are still undecided although all of them were scored exactly are tied."""
+    left = undecided(intervals, n)
+    if not left:
+        return Certainty(n, certain=True, tied=_equal_across(intervals, n))
+    return Certainty(n, certain=False, tied=left if exact.issuperset(left) else ())
+
+
+def _surely_before(one: Interval, other: Interval) -> bool:
+    """Whether ``one`` surely goes before ``other``."""
+    if one.layer == other.layer:
+        return False
+    if one.high < other.low:
+        return True
+    points = one.low == one.high == other.low == other.high
+    return points and one.layer > other.layer
+
+
+def _equal_across(intervals: Sequence[Interval], n: int) -> tuple[int, ...]:
+    """Layers with the very same score as another one on the other side of a cut that is decided by depth alone."""
+    if not 0 < n < len(intervals):
+        return ()
+    ranked = sorted(intervals, key=lambda one: (one.low, one.high, -one.layer))
+    last, first = ranked[n - 1], ranked[n]
+    if not last.low == last.high == first.low == first.high:
+        return ()
+    return tuple(sorted(one.layer for one in intervals if one.low == one.high == last.low))
