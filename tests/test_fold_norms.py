@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from model_zoo import row
 
 from gatenorm_export.errors import RefusedError
+from gatenorm_export.records import LayerScore
+from gatenorm_export.reporting import scores_svg
+from gatenorm_export.scoring import score_model
 from gatenorm_export.scoring.gate_norm import gate_norm
 from gatenorm_export.scoring.norms import default_cut, folded, gain, ranking_shift, require_norms
 from gatenorm_export.scoring.ranks import average_ranks, lowest, removal_order, spearman
 from gatenorm_export.scoring.trend import depth_trend, longest_fall, nearest_fall
+from gatenorm_export.sources import resolve_model
 
 
 def test_a_folded_layer_computes_what_norm_and_projection_compute() -> None:
@@ -117,6 +124,7 @@ def test_the_trend_counts_steps_and_names_the_rises() -> None:
     assert (trend.longest_fall_from, trend.longest_fall) == (2, 4)
     assert "5 of 7 steps fall" in trend.sentence
     assert depth_trend([3.0, 2.0, 2.0, 1.0]).monotone is True
+    assert "never rise" in depth_trend([3.0, 2.0, 2.0, 1.0]).sentence
     assert "at every step" in depth_trend([3.0, 2.0, 1.0]).sentence
     rising = depth_trend([1.0, 2.0, 3.0])
     assert (rising.falls_with_depth, rising.rises, rising.longest_fall_from) == (False, (1, 2), None)
@@ -141,3 +149,24 @@ def test_the_nearest_fall_is_the_best_falling_curve() -> None:
     for _ in range(300):
         other = np.sort(best + rng.normal(scale=0.1, size=12))[::-1]
         assert ((other - scores) ** 2).sum() >= error
+
+
+def test_the_plot_shows_the_falling_curve_and_the_steps(tmp_path: Path) -> None:
+    """With equal scale in every bar, the curve lies on the tops of bars that fall and pools those that rise."""
+    scores = score_model(resolve_model(str(row("llama-gqa").save(tmp_path))))
+    values = [4.0, 1.0, 3.0, 1.0]
+    layers = tuple(LayerScore(layer=layer, score=value) for layer, value in enumerate(values))
+    scores = scores.model_copy(update={"layers": layers, "trends": {"": depth_trend(values)}})
+    root = ElementTree.fromstring(scores_svg(scores, (3,)))
+    space = "{http://www.w3.org/2000/svg}"
+    (curve,) = [line for line in root.iter(f"{space}polyline") if line.get("class") == "gn-fall"]
+    heights = [float(point.split(",")[1]) for point in curve.get("points").split()]
+    bars = [bar for bar in root.iter(f"{space}rect") if bar.get("data-layer")]
+    tops = [float(bar.get("y")) for bar in bars]
+    assert heights[0] == heights[1] == pytest.approx(tops[0], abs=0.11)
+    assert heights[2:6] == pytest.approx([(tops[1] + tops[2]) / 2] * 4, abs=0.11)
+    assert heights[6:] == pytest.approx([tops[3]] * 2, abs=0.11)
+    words = " ".join(text.text or "" for text in root.iter(f"{space}text"))
+    assert "2 of 3 steps fall" in words
+    assert "longest unbroken fall: layers 2 to 3" in words
+    assert bars[3].get("data-mark") == "dropped"

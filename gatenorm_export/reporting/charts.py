@@ -1,17 +1,20 @@
 """Bar charts of the scores as SVG text: one bar per layer, standing for wide pages, lying for narrow ones.
 
 Both carry their own style, follow the reader's light or dark preference, load nothing, and say in shape and words
-what they say in colour: a dropped layer is hatched and crossed, a protected one has a diamond.
+what they say in colour: a dropped layer is hatched and crossed, a protected one has a diamond. The standing one also
+shows the trend: the falling curve nearest to the scores, which runs along the tops of bars that never rise.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from gatenorm_export.records import LayerScore, LayerScores
-from gatenorm_export.reporting.formatting import layer_list, number
+from gatenorm_export.records import DepthTrend, LayerScore, LayerScores
+from gatenorm_export.reporting.formatting import fixed, layer_list, number
+from gatenorm_export.scoring.trend import nearest_fall
 
 _STYLE = """
 .gn{--ink:#1d2329;--soft:#5b6570;--line:#dfe3e6;--kept:#9fabb6;--mark:#0b6e67;--tint:#d5ebe8;--ground:#ffffff;
@@ -22,6 +25,7 @@ font-family:ui-sans-serif,system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica N
 .gn .gn-strong{fill:var(--mark);font-weight:700}.gn-grid{stroke:var(--line)}.gn-axis{stroke:var(--soft)}
 .gn-kept{fill:var(--kept)}.gn-drop{stroke:var(--mark);stroke-width:1.2}.gn-tint{fill:var(--tint)}
 .gn-hatch{stroke:var(--mark);stroke-width:2.4}.gn-odd{fill:none;stroke:var(--soft);stroke-dasharray:3 2}
+.gn-fall{fill:none;stroke:var(--ink);stroke-width:1.6;stroke-dasharray:6 3}
 """
 
 _WIDE = 960
@@ -60,7 +64,7 @@ def scores_svg(scores: LayerScores, drop: tuple[int, ...], *, protect: tuple[int
 
 
 def standing_bars(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int, ...], *, titled: bool) -> str:
-    """The chart for wide pages; ``titled`` adds the model's name inside the picture."""
+    """The chart for wide pages; ``titled`` adds the model's name and the trend in words inside the picture."""
     marks = _marks(scores, drop, protect)
     n = max(len(scores.layers), 1)
     width = max(_WIDE, math.ceil(_LEFT + _RIGHT + n * _MIN_SLOT))
@@ -71,14 +75,39 @@ def standing_bars(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int
     for place, row in enumerate(scores.layers):
         parts.append(_standing_bar(row, marks, (_LEFT + place * slot, slot), floor))
         parts.append(_foot(row.layer, marks, (_LEFT + (place + 0.5) * slot, slot), floor))
+    fall = _fall(scores.layers, marks.top, slot, floor)
+    parts.append(fall)
     parts.append(f'<line class="gn-axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{floor}" y2="{floor}"/>')
     middle = (_LEFT + width - _RIGHT) / 2
     parts.append(f'<text x="{middle:.1f}" y="{floor + 50}" text-anchor="middle">layer, from input to output</text>')
     if titled:
         name = scores.model.name if len(scores.model.name) <= 60 else scores.model.name[:59] + "…"
         parts.append(f'<text class="gn-title" x="{_LEFT}" y="24">Gate-Norm score per layer · {escape(name)}</text>')
-    parts.append(_legend(ceiling - 22, marks))
-    return _document(scores, marks, "standing", (width, floor + 60), "".join(parts))
+        parts.append(f'<text x="{middle:.1f}" y="{floor + 72}" {_MIDDLE}>{escape(_trend_words(scores.trend))}</text>')
+    parts.append(_legend(ceiling - 22, marks, fall=bool(fall)))
+    return _document(scores, marks, "standing", (width, floor + (82 if titled else 60)), "".join(parts))
+
+
+def _fall(rows: Sequence[LayerScore], top: float, slot: float, floor: float) -> str:
+    """The falling curve nearest to the scores, a level piece over each bar; nothing where a score is no number."""
+    if len(rows) < 2 or not all(math.isfinite(row.score) for row in rows):
+        return ""
+    points = []
+    for place, value in enumerate(nearest_fall([row.score for row in rows])):
+        y = floor - value / top * _HEIGHT
+        points += [f"{_LEFT + place * slot:.1f},{y:.1f}", f"{_LEFT + (place + 1) * slot:.1f},{y:.1f}"]
+    return f'<polyline class="gn-fall" points="{" ".join(points)}"/>'
+
+
+def _trend_words(trend: DepthTrend) -> str:
+    """The figures of the trend in one line."""
+    words = [f"Spearman {fixed(trend.spearman_rho, 2)} of score and depth"]
+    if trend.n_steps:
+        words.append(f"{trend.falling_steps} of {trend.n_steps} steps fall")
+    if trend.longest_fall and trend.longest_fall_from is not None:
+        last = trend.longest_fall_from + trend.longest_fall - 1
+        words.append(f"longest unbroken fall: layers {trend.longest_fall_from} to {last}")
+    return " · ".join(words)
 
 
 def lying_bars(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int, ...]) -> str:
@@ -158,7 +187,7 @@ def _grid(top: float, ceiling: float, width: float) -> str:
     return "".join(parts)
 
 
-def _legend(y: float, marks: _Marks) -> str:
+def _legend(y: float, marks: _Marks, *, fall: bool) -> str:
     entries = [('class="gn-kept"', "kept")]
     if marks.drop:
         entries.append(('class="gn-drop" fill="url(#gn-hatch-standing)"', "✕ dropped"))
@@ -170,6 +199,10 @@ def _legend(y: float, marks: _Marks) -> str:
         x += 90
     if marks.protect:
         parts.append(f'<text x="{x + 20}" y="{y}">◆ protected</text>')
+        x += 110
+    if fall:
+        parts.append(f'<line class="gn-fall" x1="{x + 20}" x2="{x + 46}" y1="{y - 4}" y2="{y - 4}"/>')
+        parts.append(f'<text x="{x + 53}" y="{y}">the nearest curve that only falls</text>')
     return "".join(parts)
 
 

@@ -28,7 +28,7 @@ def depth_trend(scores: Sequence[float]) -> DepthTrend:
     return DepthTrend(
         spearman_rho=rho or 0.0,
         falls_with_depth=falls,
-        sentence=_sentence(rho, falls, f"{falling} of {len(steps)} steps fall", monotone=not rises),
+        sentence=_sentence(rho, falls, falling, len(steps), rises),
         n_steps=len(steps),
         falling_steps=falling,
         rises=rises,
@@ -67,17 +67,14 @@ def nearest_fall(scores: Sequence[float]) -> tuple[float, ...]:
     return tuple(value for value, weight in pools for _ in range(int(weight)))
 
 
-def _sentence(rho: float | None, falls: bool, steps: str, *, monotone: bool) -> str:
+def _sentence(rho: float | None, falls: bool, falling: int, n_steps: int, rises: tuple[int, ...]) -> str:
     if rho is None:
         return "Too few different scores for a trend."
-    if falls and monotone:
-        return "Scores fall with depth at every step, as the method expects of late layers that mute their attention."
+    expected = "as the method expects of late layers that mute their attention."
+    if falls and not rises:
+        how = "fall with depth at every step" if falling == n_steps else "never rise with depth"
+        return f"Scores {how}, {expected}"
+    figures = f"Spearman {rho:.2f}, {falling} of {n_steps} steps fall"
     if falls:
-        return (
-            f"Scores fall with depth (Spearman {rho:.2f}, {steps}), as the method expects of late layers that mute "
-            "their attention."
-        )
-    return (
-        f"Scores do not fall with depth (Spearman {rho:.2f}, {steps}): be wary, the method expects late layers to be "
-        "muted."
-    )
+        return f"Scores fall with depth ({figures}), {expected}"
+    return f"Scores do not fall with depth ({figures}): be wary, the method expects late layers to be muted."
