@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from gatenorm_export.architectures import LayerTensors
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.planning import check_cut, share_of
-from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.progress import Progress, Quiet, Task
 from gatenorm_export.records import (
     Convention,
     CutCertainty,
@@ -19,12 +20,12 @@ from gatenorm_export.records import (
     LayerScores,
     ModelSpec,
 )
-from gatenorm_export.scoring.gate_norm import gate_norm
+from gatenorm_export.scoring.certify import Certainty
+from gatenorm_export.scoring.gate_norm import Variant
 from gatenorm_export.scoring.norms import folded, gain, ranking_shift, require_norms
+from gatenorm_export.scoring.stream import NotFinite, Scored, Scoring, score_layers
 from gatenorm_export.scoring.trend import depth_trend
 from gatenorm_export.scoring.weights import TowerWeights, open_towers, query_key_digest
-
-Variant = Literal["all-heads", "per-head"]
 
 _FORMULAS: dict[Variant, str] = {
     "all-heads": "||Wq Wk^T||_F over all heads together (arXiv 2512.20636)",
@@ -116,43 +117,97 @@ def cut_of(request: ScoreRequest, n_layers: int) -> tuple[int, ...]:
 
 def _score_tower(weights: TowerWeights, request: ScoreRequest, progress: Progress) -> _Part:
     tower = weights.tower
-    entries, digests = [], {}
+    layers = tuple(_Layer(weights, layer) for layer in tower.layers)
     label = f"score {tower.name}" if tower.name else "score"
-    with progress.task(label, total=len(tower.layers)) as bar:
-        for layer in tower.layers:
-            loaded = weights.load(layer)
-            score = gate_norm(loaded.query, loaded.key, head_dim=tower.head_dim)
-            if not math.isfinite(score):
-                raise weights.damage(layer)
-            entries.append(LayerScore(layer=layer.layer, score=score, tower=tower.name))
-            digests[layer.layer] = loaded.digest
-            bar.advance()
+    with progress.task(label, total=len(layers)) as bar:
+        found = _finite(weights, layers, cut_of(request, len(layers)), request, bar)
     return _Part(
         tower=tower.name,
-        layers=tuple(entries),
-        cuts=(),
-        digest=query_key_digest(digests),
+        layers=tuple(_entry(scored, tower.name) for scored in found.layers),
+        cuts=tuple(_cut(one, tower.name) for one in found.certainties),
+        digest=query_key_digest({layer.layer: layer.digest for layer in layers}),
         layout=tower.guessed or tower.layout.description,
         dtypes=weights.dtypes,
-        arithmetic="float64",
-        bound=None,
+        arithmetic=found.arithmetic,
+        bound=found.bound,
     )
+
+
+def _finite(
+    weights: TowerWeights, layers: Sequence[_Layer], cuts: tuple[int, ...], request: ScoreRequest, bar: Task
+) -> Scoring:
+    try:
+        return score_layers(
+            layers,
+            head_dim=weights.tower.head_dim,
+            cuts=cuts,
+            exact=request.exact,
+            variant=request.variant,
+            device=request.device,
+            progress=bar,
+        )
+    except NotFinite as error:
+        raise weights.damage(next(one.tensors for one in layers if one.layer == error.layer)) from error
+
+
+class _Layer:
+    """One layer as scoring reads it; the digest is that of the last reading."""
+
+    def __init__(self, weights: TowerWeights, tensors: LayerTensors, *, fold: bool = False) -> None:
+        self._weights = weights
+        self.tensors = tensors
+        self.layer = tensors.layer
+        self.digest = ""
+        self._fold = fold
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Query and key, with the norm weight in them where it is to be folded."""
+        loaded = self._weights.load(self.tensors)
+        self.digest = loaded.digest
+        if not self._fold:
+            return loaded.query, loaded.key
+        tower = self._weights.tower
+        try:
+            return folded(loaded.query, loaded.key, gain(self._weights.norm(self.tensors), tower.norm_offset))
+        except ValueError as error:
+            raise InputError(f"{self._weights.where}: tensor {self.tensors.norm}: {error}") from error
+
+
+def _entry(scored: Scored, tower: str) -> LayerScore:
+    exact = scored.low == scored.high
+    return LayerScore(
+        layer=scored.layer,
+        score=scored.score,
+        tower=tower,
+        low=None if exact else scored.low,
+        high=None if exact else scored.high,
+    )
+
+
+def _cut(found: Certainty, tower: str) -> CutCertainty:
+    of = f" of {tower}" if tower else ""
+    tied = ", ".join(map(str, found.tied))
+    if found.tied:
+        sentence = (
+            f"The {found.n} lowest scores{of} end in a tie of layers {tied}; of equal scores the deeper goes first."
+        )
+    elif found.certain:
+        sentence = f"The {found.n} lowest scores{of} are certain."
+    else:
+        sentence = f"Which {found.n} scores{of} are the lowest is not certain; score with --exact."
+    return CutCertainty(tower=tower, n=found.n, certain=found.certain, tied=found.tied, sentence=sentence)
 
 
 def _fold(part: _Part, weights: TowerWeights, request: ScoreRequest, progress: Progress) -> FoldedNorms | None:
     """The same tower with its norm weights folded in, and how far that moves the ranking."""
     if not request.fold_norms:
         return None
-    tower, scores = weights.tower, {}
-    with progress.task("score with the norm weights folded in", total=len(tower.layers)) as bar:
-        for layer in tower.layers:
-            loaded = weights.load(layer)
-            try:
-                query, key = folded(loaded.query, loaded.key, gain(weights.norm(layer), tower.norm_offset))
-            except ValueError as error:
-                raise InputError(f"{weights.where}: tensor {layer.norm}: {error}") from error
-            scores[layer.layer] = gate_norm(query, key, head_dim=tower.head_dim)
-            bar.advance()
+    tower = weights.tower
+    layers = tuple(_Layer(weights, layer, fold=True) for layer in tower.layers)
+    exactly = replace(request, exact=True)
+    with progress.task("score with the norm weights folded in", total=len(layers)) as bar:
+        found = _finite(weights, layers, (), exactly, bar)
+    scores = {one.layer: one.score for one in found.layers}
     plain = {entry.layer: entry.score for entry in part.layers}
     cuts = cut_of(request, len(plain))
     return FoldedNorms(
