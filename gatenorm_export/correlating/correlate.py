@@ -53,8 +53,8 @@ def correlate_model(
 
     progress, start = progress or Quiet(), time.perf_counter()
     text = load_text(request.text)
+    _require_text(spec, request.tower or "")
     tower = tower_of(spec, request.tower)
-    _require_text(spec, tower.name)
     cut = cut_of(tower.n_layers, request.cut, spec.name)
     scores = score_model(spec, ScoreRequest(towers=(tower.name,), exact=True), progress=progress)
     gate = {entry.layer: entry.score for entry in scores.of_tower(tower.name)}
@@ -111,13 +111,12 @@ def tower_of(spec: ModelSpec, asked: str | None) -> TowerSpec:
 
 
 def _require_text(spec: ModelSpec, tower: str) -> None:
+    """Check that there is a framework model to run, and that it reads text."""
     if spec.source == "onnx":
         raise RefusedError(f"{spec.name}: an ONNX file has no framework model to measure in; name its checkpoint")
     if "://" in spec.path:
-        raise RefusedError(
-            f"{spec.name}: forward passes need the whole checkpoint on disk; fetch it and name the folder"
-        )
+        raise RefusedError(f"{spec.name}: forward passes need the whole checkpoint on disk; fetch it, name its folder")
     reads = _NO_TEXT.get(kind_of(spec, tower).kind.name)
     if reads is not None:
-        what = f"the tower {tower}" if tower else spec.architecture
-        raise RefusedError(f"{spec.name}: {what} reads {reads}, not text; correlate measures on text, nothing was done")
+        what = f"{spec.architecture}, tower {tower}," if tower else spec.architecture
+        raise RefusedError(f"{spec.name}: {what} reads {reads}, not text, and correlate measures on text")
