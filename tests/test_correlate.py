@@ -124,6 +124,18 @@ def test_with_its_mlp_a_model_measures_the_same_branch() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_the_frame_is_run_but_not_counted() -> None:
+    """A causal model sees what stands before a window and nothing of what stands behind it."""
+    modules = adapter_for("LlamaForCausalLM").tower()
+    model = row("llama-gqa").make()
+    bare = measure_layers(model, modules, Windows(TOKENS, 50), n_layers=4, name="llama")
+    behind = measure_layers(model, modules, Windows(TOKENS, 50, after=(2, 3)), n_layers=4, name="llama")
+    before = measure_layers(model, modules, Windows(TOKENS, 50, before=(1,)), n_layers=4, name="llama")
+    for layer in range(4):
+        assert behind[layer].norm_ratio == pytest.approx(bare[layer].norm_ratio, rel=1e-5)
+        assert before[layer].norm_ratio != pytest.approx(bare[layer].norm_ratio, rel=1e-5)
+
+
 def test_a_block_that_never_adds_is_refused() -> None:
     model = row("llama-gqa").make()
     block = model.model.layers[2]
