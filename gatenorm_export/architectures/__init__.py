@@ -8,6 +8,7 @@ from typing import Any
 from gatenorm_export.architectures.adapter import Adapter, Modules
 from gatenorm_export.architectures.gguf_files import gguf_config, gguf_towers
 from gatenorm_export.architectures.guessing import guess_towers
+from gatenorm_export.architectures.onnx_files import onnx_towers
 from gatenorm_export.architectures.patterns import NamePatterns, towers_by_patterns
 from gatenorm_export.architectures.resolving import resolve_towers
 from gatenorm_export.architectures.table import ADAPTERS
@@ -121,6 +122,20 @@ def towers_of_gguf(
     return gguf_towers(fields, tensors, where=where)
 
 
+def towers_of_onnx(
+    fields: Mapping[str, Any], tensors: Mapping[str, TensorInfo], *, where: str = "ONNX graph"
+) -> tuple[Tower, ...]:
+    """The stacks of attention sublayers in an ONNX graph: "" for self-attention, "cross" for cross-attention.
+
+    ``fields`` and ``tensors`` are those of an ONNX source, whose weights are separated already.
+
+    Raises:
+        InputError: a tensor is missing or has another shape.
+        RefusedError: the layers of a tower have heads of different sizes.
+    """
+    return onnx_towers(fields, tensors, where=where)
+
+
 __all__ = [
     "ADAPTERS",
     "GGUF_ARCHITECTURES",
@@ -133,4 +148,5 @@ __all__ = [
     "adapter_for",
     "towers_of",
     "towers_of_gguf",
+    "towers_of_onnx",
 ]
