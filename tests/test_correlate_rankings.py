@@ -27,7 +27,10 @@ def test_equal_rankings_agree_and_give_no_warning() -> None:
     assert (found.lowest, found.shared, found.spared, found.apart) == ((0, 1, 2), (0, 1, 2), (), ())
     assert not found.disagrees
     assert found.by_chance == pytest.approx(9 / 8)
-    assert found.sentence.startswith("Cosine importance agrees with Gate-Norm: 3 of the 3 lowest are the same")
+    assert found.sentence == (
+        "Cosine importance and Gate-Norm share 3 of the 3 lowest layers (1.1 by chance), Spearman 1.00, and place 0 of "
+        "8 layers more than a quarter of the ranking apart: they agree on at least half of the layers."
+    )
     assert warning_of([found, found]) is None
 
 
@@ -53,7 +56,7 @@ def test_more_than_half_of_all_layers_apart_disagrees_although_the_cut_is_shared
     assert (found.apart, found.disagrees) == ((1, 2, 6, 7), False)
     worse = agreement("cosine", ranking(EIGHT), ranking([0, 5, 6, 7, 4, 1, 2, 3]), 1)
     assert (worse.apart, worse.disagrees) == ((1, 2, 3, 5, 6, 7), True)
-    assert "6 of 8 layers lie more than a quarter of the ranking apart" in worse.sentence
+    assert "place 6 of 8 layers more than a quarter of the ranking apart: they disagree" in worse.sentence
 
 
 def test_a_random_ranking_of_many_layers_is_told_from_a_related_one() -> None:

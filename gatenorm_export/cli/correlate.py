@@ -83,7 +83,8 @@ def _table(report: CorrelationReport) -> Table:
     lowest = [report.lowest, *(entry.lowest for entry in report.agreements)]
     for row in report.layers:
         cells = [str(row.layer)]
-        for value, low in zip((row.gate_norm, row.norm_ratio, row.cosine), lowest, strict=True):
-            cells += [f"{value:.4g}" if value < 1000 else f"{value:.1f}", "✕" if row.layer in low else ""]
+        gate = f"{row.gate_norm:.1f}" if row.gate_norm >= 10 else f"{row.gate_norm:.4g}"
+        for value, low in zip((gate, f"{row.norm_ratio:.4f}", f"{row.cosine:.4f}"), lowest, strict=True):
+            cells += [value, "✕" if row.layer in low else ""]
         table.add_row(*cells, style="bold" if row.layer in report.lowest else None)
     return table

@@ -68,10 +68,11 @@ def warning_of(agreements: Sequence[Agreement]) -> str | None:
 
 def _sentence(found: Agreement, cut: int, n_layers: int) -> str:
     rho = "not defined" if found.spearman_rho is None else f"{found.spearman_rho:.2f}"
-    verb = "disagrees" if found.disagrees else "agrees"
     word = WORDS[found.measure]
+    verdict = "disagree on more than half of the layers" if found.disagrees else "agree on at least half of the layers"
+    lowest_words = f"{len(found.shared)} of the {cut} lowest layers" if cut > 1 else f"{len(found.shared)} lowest layer"
     return (
-        f"{word[0].upper()}{word[1:]} {verb} with Gate-Norm: {len(found.shared)} of the {cut} lowest are the same "
-        f"({found.by_chance:.1f} by chance), Spearman {rho}, {len(found.apart)} of {n_layers} layers lie more than a "
-        "quarter of the ranking apart."
+        f"{word[0].upper()}{word[1:]} and Gate-Norm share {lowest_words} ({found.by_chance:.1f} by chance), Spearman "
+        f"{rho}, and place {len(found.apart)} of {n_layers} layers more than a quarter of the ranking apart: they "
+        f"{verdict}."
     )
