@@ -81,9 +81,9 @@ def a_report(n_layers: int, cut: int, *, spread: float = 1.0) -> CorrelationRepo
     rows = tuple(
         LayerMeasures(
             layer=layer,
-            gate_norm=130.0 - layer,
+            gate_norm=200.0 - layer,
             norm_ratio=float(rng.uniform(0.1, 0.5)) * (spread if layer == 0 else 1),
-            cosine=float(rng.uniform(0.01, 0.1)),
+            cosine=float(rng.uniform(0.02, 0.1)),
         )
         for layer in range(n_layers)
     )

@@ -30,7 +30,7 @@ stroke-width:.6;stroke-dasharray:2 3}.gc-low{fill:none;stroke:var(--ground);stro
 _WIDE, _LEFT, _RIGHT, _PANEL, _GAP, _PAD = 960, 62, 14, 128, 50, 10.0
 # Two digits at 12 px need 14 px; below 18 px for a layer only every fifth number has room.
 _MIN_SLOT, _EVERY_SLOT = 9.0, 18.0
-_LOG_FROM = 20.0
+_LOG_FROM = 8.0
 """Where the highest value is this many times the lowest, a linear axis would press all others onto the floor."""
 _NAME = 50
 """Characters of a model's name that fit beside the title."""
