@@ -154,6 +154,13 @@ def test_scores_are_those_of_the_weights_that_attention_uses(name: str, tmp_path
             expected = [value * factor for value in gate_norms(weights)]
             tolerance = 1e-6 if name in ROUNDED else 1e-9
             assert score(tower, layer, arrays) == pytest.approx(expected, rel=tolerance), (tower.name, layer.layer)
+            if "deepseek" in name:
+                joined = tower.joined()
+                assert (joined.n_heads, joined.head_dim) == (1, 24)
+                assert joined.shapes(layer) == tower.shapes(layer)
+                assert score(joined, layer, arrays)[0] == pytest.approx(expected[0], rel=tolerance)
+            else:
+                assert tower.joined() is tower
             if name in FUSED:
                 wrong = dataclasses.replace(tower, layout=FUSED[name])
                 if name == "gpt2":

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gatenorm_export.architectures import ADAPTERS, GGUF_ARCHITECTURES, NamePatterns, Tower, towers_of, towers_of_gguf
+from gatenorm_export.architectures import (
+    ADAPTERS,
+    GGUF_ARCHITECTURES,
+    NamePatterns,
+    Tower,
+    towers_of,
+    towers_of_gguf,
+    towers_of_onnx,
+)
 from gatenorm_export.checkpoints import TensorInfo
 from gatenorm_export.errors import InputError, RefusedError
 
@@ -136,6 +144,8 @@ def test_latent_attention_gives_effective_weights(direct: bool, absorbed: bool, 
         rows = kv_b[head * (nope + value) : head * (nope + value) + nope]
         expected = np.concatenate([rows @ kv_a[:rank], kv_a[rank:]])
         np.testing.assert_allclose(key[head * 10 : head * 10 + 10], expected, rtol=1e-5, atol=1e-5)
+    joined_query, joined_key = split(tower.joined(), 0, arrays)
+    np.testing.assert_allclose(joined_query.T @ joined_key, query.T @ key, rtol=1e-4, atol=1e-4)
 
 
 def test_layers_without_attention_and_layers_of_other_sizes(tmp_path: Path) -> None:
@@ -198,3 +208,23 @@ def test_a_user_can_name_the_weights(tmp_path: Path) -> None:
 def test_every_gguf_name_has_an_adapter() -> None:
     assert set(GGUF_ARCHITECTURES.values()) <= set(ADAPTERS)
     assert set(GGUF_ARCHITECTURES) - {"mistral"} <= set(gguf.MODEL_ARCH_NAMES.values())
+
+
+def test_an_onnx_graph_describes_its_towers() -> None:
+    layers = [{"layer": i, "n_heads": 4, "n_kv_heads": 4 - 2 * (i == 3), "head_dim": 8, "d_model": D} for i in (0, 3)]
+    described = {"name": "cross", "prefix": "cross", "n_layers": 4, "layers": layers, **layers[0]}
+    infos = {
+        (name := f"cross.{i}.{part}"): TensorInfo(name, (16 if (i, part) == (3, "key") else 32, D), "F32", 0, "g.onnx")
+        for i in (0, 3)
+        for part in ("query", "key")
+    }
+    (tower,) = towers_of_onnx({"towers": [described]}, infos)
+    assert (tower.name, tower.n_layers, tower.n_heads, tower.n_kv_heads, tower.head_dim) == ("cross", 4, 4, 4, 8)
+    assert [layer.names for layer in tower.layers] == [
+        ("cross.0.query", "cross.0.key"),
+        ("cross.3.query", "cross.3.key"),
+    ]
+    assert tower.layers[1].n_kv_heads == 2
+    layers[1]["head_dim"] = 16
+    with pytest.raises(RefusedError, match="layer 3 has heads of 16, others of 8"):
+        towers_of_onnx({"towers": [described]}, infos)

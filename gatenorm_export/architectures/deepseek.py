@@ -51,14 +51,55 @@ class LowRank:
         dtype = np.float64 if arrays[0].dtype == np.float64 else np.float32
         *query_factors, kv_a, last = (array.astype(dtype, copy=False) for array in arrays)
         query = query_factors[0] if self.query_rank is None else np.matmul(query_factors[1], query_factors[0])
-        if self.absorbed:
-            own = last.transpose(0, 2, 1)
-        else:
-            own = last.reshape(tower.n_heads, self.nope + self.value, self.key_rank)[:, : self.nope]
+        own = self.own_rows(last)
         key = np.empty((tower.n_heads, self.nope + self.rope, tower.d_model), dtype)
         np.matmul(own, kv_a[: self.key_rank], out=key[:, : self.nope])
         key[:, self.nope :] = kv_a[self.key_rank :]
         return query, key.reshape(-1, tower.d_model)
+
+    def own_rows(self, last: np.ndarray) -> np.ndarray:
+        """The factor of each head's own key rows, [heads, nope, key_rank], of ``kv_b`` or ``k_b``."""
+        if self.absorbed:
+            return last.transpose(0, 2, 1)
+        return last.reshape(-1, self.nope + self.value, self.key_rank)[:, : self.nope]
+
+    def joined(self, tower: Tower) -> Tower:
+        """See :class:`gatenorm_export.architectures.tower.Joinable`."""
+        layout = JoinedLowRank(self, tower.n_heads, tower.head_dim)
+        return dataclasses.replace(tower, n_heads=1, n_kv_heads=1, head_dim=self.key_rank + self.rope, layout=layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedLowRank:
+    """All heads of multi-head latent attention as one: its key is ``kv_a``, which all heads read their keys from.
+
+    With A and R the latent and the rope rows of ``kv_a``, sum_h Wq_h Wk_h^T = sum_h (nope_h^T B_h A + rope_h^T R) =
+    (sum_h B_h^T nope_h)^T A + (sum_h rope_h)^T R, where nope_h and rope_h are the rows of the query and B_h those of
+    ``kv_b``. For DeepSeek V3 that is 576 rows in the place of 24,576.
+    """
+
+    inner: LowRank
+    n_heads: int
+    head_dim: int
+
+    @property
+    def description(self) -> str:
+        """A few words for the score file."""
+        return self.inner.description
+
+    def shapes(self, tower: Tower) -> Shapes:
+        """Those of the tower that was joined."""
+        return self.inner.shapes(dataclasses.replace(tower, n_heads=self.n_heads, head_dim=self.head_dim))
+
+    def split(self, arrays: Sequence[np.ndarray], tower: Tower) -> tuple[np.ndarray, np.ndarray]:
+        """Query and key of one head of key_rank + rope rows, in float32, or in float64 where that is stored."""
+        dtype = np.float64 if arrays[0].dtype == np.float64 else np.float32
+        *query_factors, kv_a, last = (array.astype(dtype, copy=False) for array in arrays)
+        rows = query_factors[-1].reshape(self.n_heads, self.head_dim, -1)
+        nope, rope = rows[:, : self.inner.nope], rows[:, self.inner.nope :]
+        own = self.inner.own_rows(last).reshape(-1, self.inner.key_rank)
+        query = np.concatenate([own.T @ nope.reshape(len(own), -1), rope.sum(axis=0)])
+        return (query if self.inner.query_rank is None else np.matmul(query, query_factors[0])), kv_a
 
 
 _LAYERS = "layers.{layer}.self_attn"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,14 @@ class Layout(Protocol):
         """
 
 
+@runtime_checkable
+class Joinable(Protocol):
+    """A layout whose gate matrix of all heads together is a product of much smaller matrices than query and key."""
+
+    def joined(self, tower: Tower) -> Tower:
+        """The same tower as one head, with the same gate matrix; it takes the same stored tensors."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Tower:
     """One stack of attention sublayers: ``name`` is "" where a model has only one, or such as "encoder", "cross".
@@ -69,6 +77,14 @@ class Tower:
     def split(self, layer: LayerTensors, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Query [heads * head_dim, d_model] and key [key heads * head_dim, d_model] of one of its layers."""
         return self.layout.split(arrays, self._of(layer))
+
+    def joined(self) -> Tower:
+        """A tower with the same gate matrices of all heads together, whose query and key are as small as they can be.
+
+        For the all-heads score only: heads cannot be told apart in it. The tower itself, where its layout has no
+        smaller form than query and key.
+        """
+        return self.layout.joined(self) if isinstance(self.layout, Joinable) else self
 
     def _of(self, layer: LayerTensors) -> Tower:
         if layer.n_heads is None and layer.n_kv_heads is None:
