@@ -15,7 +15,7 @@ from gatenorm_export.reporting import scores_svg
 from gatenorm_export.scoring import score_model
 from gatenorm_export.scoring.gate_norm import gate_norm
 from gatenorm_export.scoring.norms import default_cut, folded, gain, ranking_shift, require_norms
-from gatenorm_export.scoring.ranks import average_ranks, lowest, removal_order, spearman
+from gatenorm_export.scoring.ranks import average_ranks, lowest, removal_order, spearman, two_digits
 from gatenorm_export.scoring.trend import depth_trend, longest_fall, nearest_fall
 from gatenorm_export.sources import resolve_model
 
@@ -115,6 +115,7 @@ def test_ranks_share_ties_and_removal_takes_the_deeper_of_equals() -> None:
     assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
     assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486832980505138)
     assert spearman([1.0, 1.0], [1.0, 2.0]) is None
+    assert [two_digits(rho) for rho in (-0.004, -0.006, 1.0)] == ["0.00", "-0.01", "1.00"]
 
 
 def test_the_trend_counts_steps_and_names_the_rises() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.records.correlation import Agreement, Measure
 from gatenorm_export.scoring.norms import default_cut
-from gatenorm_export.scoring.ranks import lowest, removal_order, spearman
+from gatenorm_export.scoring.ranks import lowest, removal_order, spearman, two_digits
 
 WORDS: dict[Measure, str] = {"norm_ratio": "the norm ratio", "cosine": "cosine importance"}
 APART = 4
@@ -67,7 +67,7 @@ def warning_of(agreements: Sequence[Agreement]) -> str | None:
 
 
 def _sentence(found: Agreement, cut: int, n_layers: int) -> str:
-    rho = "not defined" if found.spearman_rho is None else f"{found.spearman_rho:.2f}"
+    rho = "not defined" if found.spearman_rho is None else two_digits(found.spearman_rho)
     word = WORDS[found.measure]
     verdict = "disagree on more than half of the layers" if found.disagrees else "agree on at least half of the layers"
     lowest_words = f"{len(found.shared)} of the {cut} lowest layers" if cut > 1 else f"{len(found.shared)} lowest layer"

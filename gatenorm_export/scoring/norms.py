@@ -14,7 +14,7 @@ import numpy as np
 
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.records.sensitivity import RankingShift
-from gatenorm_export.scoring.ranks import lowest, removal_order, spearman
+from gatenorm_export.scoring.ranks import lowest, removal_order, spearman, two_digits
 
 
 def gain(weight: np.ndarray, norm_offset: float) -> np.ndarray:
@@ -103,7 +103,11 @@ def _sentence(shift: RankingShift) -> str:
     of = f" of {shift.tower}" if shift.tower else ""
     if not shift.moved:
         return f"Folding the norm weights in leaves the ranking{of} as it is."
-    rho = f"Spearman {shift.spearman_rho:.2f}" if shift.spearman_rho is not None else "no rank correlation is defined"
+    rho = (
+        f"Spearman {two_digits(shift.spearman_rho)}"
+        if shift.spearman_rho is not None
+        else "no rank correlation is defined"
+    )
     places = "place" if shift.max_move == 1 else "places"
     start = (
         f"Folding the norm weights in moves {len(shift.moved)} of {shift.n_layers} layers{of} in the ranking, "

@@ -9,10 +9,9 @@ import numpy as np
 
 def average_ranks(values: Sequence[float]) -> np.ndarray:
     """The place of each value, from 0 for the lowest, [n] float64; equal values share the mean of their places."""
-    array = np.asarray(values, np.float64)
-    below = (array[None, :] < array[:, None]).sum(axis=1)
-    alike = (array[None, :] == array[:, None]).sum(axis=1)
-    return np.asarray(below + (alike - 1) / 2)
+    _, places, alike = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
+    below = np.cumsum(alike) - alike
+    return np.asarray((below + (alike - 1) / 2)[places])
 
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
@@ -23,6 +22,11 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
     if len(left) < 2 or len(set(left)) == 1 or len(set(right)) == 1:
         return None
     return float(np.corrcoef(average_ranks(left), average_ranks(right))[0, 1])
+
+
+def two_digits(rho: float) -> str:
+    """A correlation as sentences have it, without a sign before a zero."""
+    return f"{round(rho, 2) + 0.0:.2f}"
 
 
 def removal_order(values: Mapping[int, float]) -> tuple[int, ...]:

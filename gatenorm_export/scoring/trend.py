@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gatenorm_export.records.trend import DepthTrend
-from gatenorm_export.scoring.ranks import spearman
+from gatenorm_export.scoring.ranks import spearman, two_digits
 
 FALLING_RHO = -0.5
 """Spearman correlation of score and depth from which on scores are said to fall: half of a perfect order."""
@@ -74,7 +74,7 @@ def _sentence(rho: float | None, falls: bool, falling: int, n_steps: int, rises:
     if falls and not rises:
         how = "fall with depth at every step" if falling == n_steps else "never rise with depth"
         return f"Scores {how}, {expected}"
-    figures = f"Spearman {rho:.2f}, {falling} of {n_steps} steps fall"
+    figures = f"Spearman {two_digits(rho)}, {falling} of {n_steps} steps fall"
     if falls:
         return f"Scores fall with depth ({figures}), {expected}"
     return f"Scores do not fall with depth ({figures}): be wary, the method expects late layers to be muted."
