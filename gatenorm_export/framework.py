@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gatenorm_export.architectures import adapter_for
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.graphs import TOKENIZER_FILES
+from gatenorm_export.kinds import kind_of
 from gatenorm_export.records import ModelSpec
 from gatenorm_export.silence import silenced
 
@@ -18,28 +19,88 @@ if TYPE_CHECKING:
     from gatenorm_export.repairs import LayerRepair
 
 
-def load_framework_model(spec: ModelSpec) -> tuple[Any, Any | None]:
+def load_framework_model(spec: ModelSpec, tower: str = "") -> tuple[Any, Any | None]:
     """Load a checkpoint into transformers, fp32, in evaluation mode; and its tokenizer, or None where it has none.
 
+    The class is that of the architecture; of a checkpoint of several towers side by side only ``tower`` is loaded.
     Nothing is fetched and no code of the checkpoint is run.
 
     Raises:
         MissingPartError: torch or transformers is not installed.
         InputError: transformers cannot load the checkpoint.
+        RefusedError: the architecture is not one that is exported, or a tower has to be named.
     """
+    loader = kind_of(spec, tower).loader
     with needs("export", "the framework model"):
         import torch
-        from transformers import AutoModelForCausalLM
+        import transformers
     folder, options = _location(spec)
     with silenced():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model = getattr(transformers, loader).from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **options
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             first = (str(error).strip().splitlines() or [""])[0]
             raise InputError(f"{spec.path}: transformers cannot load it ({type(error).__name__}: {first})") from error
     return model.eval(), load_tokenizer(None, spec)
+
+
+def load_config(folder: Path, spec: ModelSpec | None) -> Any:
+    """The transformers config beside a graph, or else the checkpoint's; of CLIP's two towers that of the exported one.
+
+    Raises:
+        MissingPartError: transformers is not installed.
+        InputError: there is none, or it cannot be read.
+    """
+    with needs("export", "reading the model's config"):
+        from transformers import AutoConfig
+    places = [folder, *([Path(spec.path)] if spec is not None and spec.source == "safetensors" else [])]
+    place = next((place for place in places if (place / "config.json").is_file()), None)
+    if place is None:
+        raise InputError(f"{folder}: holds no config.json, which tells what to feed the graph; copy the model's there")
+    with silenced():
+        try:
+            return AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise InputError(f"{place / 'config.json'}: transformers cannot read it ({first})") from error
+
+
+def load_feature_extractor(folder: Path, spec: ModelSpec | None, config: Any) -> Any:
+    """What turns sound into Whisper's features, as the checkpoint describes it, or as ``config`` implies.
+
+    Raises:
+        InputError: a description is there but cannot be read.
+    """
+    from transformers import WhisperFeatureExtractor
+
+    for place in (folder, *([Path(spec.path)] if spec is not None else [])):
+        if (place / "preprocessor_config.json").is_file():
+            try:
+                return WhisperFeatureExtractor.from_pretrained(str(place), local_files_only=True)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                first = (str(error).strip().splitlines() or [""])[0]
+                raise InputError(f"{place / 'preprocessor_config.json'}: cannot be read ({first})") from error
+    return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+
+
+def load_generation_config(folder: Path, spec: ModelSpec | None) -> Any | None:
+    """The generation config beside a graph or in the checkpoint; None where there is none.
+
+    Raises:
+        InputError: it is there but cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    for place in (folder, *([Path(spec.path)] if spec is not None else [])):
+        if (place / "generation_config.json").is_file():
+            try:
+                return GenerationConfig.from_pretrained(str(place), local_files_only=True)
+            except (OSError, ValueError, TypeError) as error:
+                first = (str(error).strip().splitlines() or [""])[0]
+                raise InputError(f"{place / 'generation_config.json'}: cannot be read ({first})") from error
+    return None
 
 
 def load_tokenizer(folder: Path | None, spec: ModelSpec | None) -> Any | None:
@@ -73,19 +134,24 @@ def load_tokenizer(folder: Path | None, spec: ModelSpec | None) -> Any | None:
 
 @contextlib.contextmanager
 def zeroed_attention(
-    model: Any, spec: ModelSpec, layers: Iterable[int], repairs: Mapping[int, LayerRepair] | None = None
+    model: Any,
+    spec: ModelSpec,
+    layers: Iterable[int],
+    repairs: Mapping[int, LayerRepair] | None = None,
+    *,
+    tower: str = "",
 ) -> Iterator[None]:
-    """While the block runs, the attention modules of ``layers`` return zeros; their KV cache is still filled.
+    """While the block runs, the attention modules of a tower's ``layers`` return zeros; their KV cache is still filled.
 
     With ``repairs`` they return what their stand-ins compute from what the modules are given, and a repaired MLP has
     its new last matrix.
 
     Raises:
-        RefusedError: a layer does not exist.
+        RefusedError: a layer or the tower does not exist.
     """
     import torch
 
-    adapter, repairs = adapter_for(spec.architecture), repairs or {}
+    adapter, repairs = adapter_for(spec.architecture).tower(tower), repairs or {}
     blocks = operator.attrgetter(adapter.blocks)(model)
     beyond = [layer for layer in layers if not 0 <= layer < len(blocks)]
     if beyond:
@@ -96,6 +162,8 @@ def zeroed_attention(
         attention = operator.attrgetter(adapter.attention)(blocks[layer])
         hooks.append(attention.register_forward_hook(_instead(repair), with_kwargs=True))
         if repair is not None and repair.down is not None:
+            if adapter.down is None:
+                raise RefusedError(f"{spec.name}: the MLP of {spec.architecture} has no single last matrix to repair")
             weight = operator.attrgetter(adapter.down)(blocks[layer]).weight
             replaced.append((weight, weight.data))
             weight.data = torch.from_numpy(repair.down.T.copy()).to(weight.dtype)

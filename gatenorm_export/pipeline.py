@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatenorm_export.errors import InputError, MissingPartError
-from gatenorm_export.graphs import GRAPH_NAME, MANIFEST_NAME
+from gatenorm_export.errors import InputError, MissingPartError, RefusedError
+from gatenorm_export.graphs import MANIFEST_NAME, manifest_file
+from gatenorm_export.kinds import ModelKind, graph_tower, kind_of, no_engine_of, refuse_calibration
 from gatenorm_export.ledger import Ledger
-from gatenorm_export.planning import DropRequest, make_plan
+from gatenorm_export.planning import DropRequest, chosen_tower, make_plan
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     ComparisonReport,
@@ -86,6 +87,15 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
     ledger = Ledger(request.out, spec, request.comparison.command, force=request.force, progress=progress)
     run = _Run(request, ledger, progress, spec_digest=spec.digest)
     scores = run.score(spec)
+    tower = chosen_tower(scores, request.drop.tower)
+    kind = run.kind = kind_of(spec, tower)
+    # What means nothing for this kind of model is an error before it is exported.
+    request.comparison.check(kind)
+    refuse_calibration(spec, kind, guard=request.guard is not None, repair=not request.repair.nothing)
+    if no_engine_of(kind):
+        if request.flavour not in {"auto", "none"}:
+            raise RefusedError(f"--flavour {request.flavour}: {no_engine_of(kind)}; leave it out")
+        flavour, no_engines = None, no_engines if request.flavour == "none" else no_engine_of(kind)
     run.export(spec)
     plan = run.plan(scores)
     run.prune(plan)
@@ -113,15 +123,18 @@ def report_material(folder: Path) -> ReportMaterial:
         if not (folder / name).is_file():
             raise InputError(f"{folder}: holds no {name}; `gatenorm run --out {folder}` makes it")
     manifest = RunManifest.load(folder / MANIFEST_NAME)
+    plan, comparison = PrunePlan.load(folder / _PLAN), ComparisonReport.load(folder / _COMPARISON)
+    # The name alone: a record cannot lead out of the run's folder.
+    pruned = manifest_file(folder / "pruned" / Path(comparison.pruned).name)
     records = [_engine(folder, name).with_suffix(".engine.json") for name in GRAPHS]
     built = "build" in manifest.stages
     return ReportMaterial(
-        scores=LayerScores.load(folder / _SCORES),
-        plan=PrunePlan.load(folder / _PLAN),
-        comparison=ComparisonReport.load(folder / _COMPARISON),
+        scores=LayerScores.load(folder / _SCORES).narrowed(plan.tower),
+        plan=plan,
+        comparison=comparison,
         engines=tuple(EngineArtifact.load(path) for path in records) if built else (),
         engines_not_built=manifest.not_run.get("build", ""),
-        repair=PrunedGraph.load(folder / "pruned" / MANIFEST_NAME).repair,
+        repair=PrunedGraph.load(pruned).repair,
     )
 
 
@@ -152,6 +165,13 @@ class _Run:
         self._progress = progress
         self._source = spec_digest
         self._out = request.out
+        self.kind: ModelKind | None = None
+
+    @property
+    def _graph(self) -> str:
+        """The file name of the graph that is pruned."""
+        assert self.kind is not None
+        return self.kind.graph
 
     def score(self, spec: ModelSpec) -> LayerScores:
         from gatenorm_export.scoring import score_model
@@ -172,7 +192,7 @@ class _Run:
         parents = [digest]
         if request.guard is not None:
             decides |= {"guard": dataclasses.asdict(request.guard), "text": request.calibration.decides()}
-            parents.append(self._ledger.sha256("export", f"base/{GRAPH_NAME}"))
+            parents.append(self._ledger.sha256("export", f"base/{self._graph}"))
 
         def produce() -> Iterable[Path]:
             if request.guard is None:
@@ -182,7 +202,7 @@ class _Run:
 
                 plan = guarded_plan(
                     scores,
-                    self._out / "base" / GRAPH_NAME,
+                    self._out / "base" / self._graph,
                     request.drop,
                     request.guard,
                     request.calibration,
@@ -202,13 +222,19 @@ class _Run:
         def produce() -> Iterable[Path]:
             from gatenorm_export.exporting import export_model
 
-            record = export_model(spec, folder, progress=self._progress)
-            return [folder / MANIFEST_NAME, *(folder / file.name for file in record.files)]
+            record = export_model(spec, folder, tower=tower, progress=self._progress)
+            # A speech model's other graph too, and its manifest: the transcripts are made with both.
+            others = [folder / name for name in kind.graphs if name != self._graph]
+            paths = [manifest_file(folder / self._graph), *(folder / file.name for file in record.files)]
+            return dict.fromkeys([*paths, *others, *map(manifest_file, others)])
 
-        self._ledger.stage("export", {"precision": "fp32"}, [self._source], produce)
+        assert self.kind is not None
+        tower, kind = self.kind.tower, self.kind.kind
+        decides = {"precision": "fp32"} | ({"tower": graph_tower(tower)} if tower and len(kind.graphs) == 1 else {})
+        self._ledger.stage("export", decides, [self._source], produce)
 
     def prune(self, plan: PrunePlan) -> None:
-        base, folder = self._out / "base" / GRAPH_NAME, self._out / "pruned"
+        base, folder = self._out / "base" / self._graph, self._out / "pruned"
         plan_sha256 = self._ledger.sha256("plan", _PLAN)
 
         def produce() -> Iterable[Path]:
@@ -229,14 +255,14 @@ class _Run:
                 kv_names=self._request.kv_names,
                 progress=self._progress,
             )
-            return [folder / MANIFEST_NAME, *(folder / file.name for file in record.files)]
+            return [manifest_file(folder / self._graph), *(folder / file.name for file in record.files)]
 
-        parents = [self._ledger.sha256("export", f"base/{GRAPH_NAME}"), plan_sha256]
+        parents = [self._ledger.sha256("export", f"base/{self._graph}"), plan_sha256]
         decides: dict[str, Any] = {"kv_names": self._request.kv_names}
         if not self._request.repair.nothing:
             decides |= {"repair": str(self._request.repair), "text": self._request.calibration.decides()}
         self._ledger.stage("prune", decides, parents, produce)
-        record = PrunedGraph.load(folder / MANIFEST_NAME)
+        record = PrunedGraph.load(manifest_file(folder / self._graph))
         self._ledger.describe(n_layers=record.n_layers, layer_map=record.layer_map)
 
     def build(self, flavour: Flavour) -> tuple[EngineArtifact, ...]:
@@ -245,7 +271,7 @@ class _Run:
 
             for name in GRAPHS:
                 engine = _engine(self._out, name)
-                graph = self._out / name / GRAPH_NAME
+                graph = self._out / name / self._graph
                 build_engine(graph, engine, flavour=flavour, shapes=self._request.shapes, progress=self._progress)
                 yield from (engine, engine.with_suffix(".engine.json"))
 
@@ -259,7 +285,7 @@ class _Run:
         def produce() -> Iterable[Path]:
             from gatenorm_export.comparing.compare import compare_graphs
 
-            base, pruned = (self._out / name / GRAPH_NAME for name in GRAPHS)
+            base, pruned = (self._out / name / self._graph for name in GRAPHS)
             report = compare_graphs(base, pruned, request, engines=engines, progress=self._progress)
             report.save(self._out / _COMPARISON)
             return [self._out / _COMPARISON]
@@ -268,6 +294,6 @@ class _Run:
 
     def _graphs(self) -> list[str]:
         return [
-            self._ledger.sha256("export", f"base/{GRAPH_NAME}"),
-            self._ledger.sha256("prune", f"pruned/{GRAPH_NAME}"),
+            self._ledger.sha256("export", f"base/{self._graph}"),
+            self._ledger.sha256("prune", f"pruned/{self._graph}"),
         ]

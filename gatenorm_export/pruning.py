@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from gatenorm_export.artifacts import sha256_of, staged_folder
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.genai_config import CacheNames
+from gatenorm_export.graph_description import GraphDescription
 from gatenorm_export.graph_repairs import replace_downs, stand_ins_of
 from gatenorm_export.graph_storage import compact_weights, share_weights, write_checked
 from gatenorm_export.graphs import GRAPH_NAME, claim_place, external_tensors, graph_manifest, load_graph, manifest_file
+from gatenorm_export.kinds import graph_tower
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     Convention,
@@ -27,27 +29,12 @@ from gatenorm_export.records import (
     Weights,
 )
 from gatenorm_export.repairs import REPAIR_FILE, Repaired, joined_record, repairs_of, save_repairs
-from gatenorm_export.side_files import side_files
+from gatenorm_export.side_files import copy_companions, name_in_folder, side_files
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graph_passes import AttentionSite, AttentionSites, Kind, KVNames, Removal
-
-
-@dataclasses.dataclass(frozen=True)
-class GraphDescription:
-    """An ONNX graph as the other stages need to know it, without its tensors."""
-
-    facts: GraphFacts
-    n_layers: int
-    kept: tuple[int, ...]
-    unmatched: tuple[str, ...]
-
-    @property
-    def dropped(self) -> tuple[int, ...]:
-        """Layers that an earlier pruning took out, by the graph's own metadata."""
-        return tuple(layer for layer in range(self.n_layers) if layer not in self.kept)
 
 
 def describe_graph(graph: Path) -> GraphDescription:
@@ -58,7 +45,12 @@ def describe_graph(graph: Path) -> GraphDescription:
     """
     model, found = _analyse(graph)
     return GraphDescription(
-        _facts(model, found), found.n_layers, found.layers, tuple(str(reason) for reason in found.unmatched)
+        _facts(model, found),
+        found.n_layers,
+        found.layers,
+        tuple(str(reason) for reason in found.unmatched),
+        found.n_cross,
+        found.numbers("cross"),
     )
 
 
@@ -78,9 +70,11 @@ def prune_graph(
     """Remove attention sublayers from an ONNX file: the self-attention of ``layers``, the cross-attention of ``cross``.
 
     ``output`` is a folder (then the graph is ``model.onnx`` in it, with the source's tokenizer and configs beside it)
-    or a file name ending in ``.onnx``. The same inputs give the same bytes. With ``weights`` "compact" tensors stay in
-    the file when they were in the source's, and go to ``NAME.data`` beside it when the source kept them outside or they
-    pass protobuf's limit; with "share" the graph points into the source's data files and no weight is copied.
+    or a file name ending in ``.onnx``. Of a speech model the graph keeps its name in a folder, and the other graph is
+    copied beside it. A plan for the tower "cross" is one for cross-attention. The same inputs give the same bytes. With
+    ``weights`` "compact" tensors stay in the file when they were in the source's, and go to ``NAME.data`` beside it
+    when the source kept them outside or they pass protobuf's limit; with "share" the graph points into the source's
+    data files and no weight is copied.
 
     ``repaired`` puts what was fitted in the place of the removed attention; it must be for exactly ``layers``.
 
@@ -103,9 +97,9 @@ def prune_graph(
 
     if plan is not None:
         _check_plan(plan, parent, found, graph)
-        layers = plan.drop
+        layers, cross = ((), plan.drop) if plan.tower == "cross" else (plan.drop, cross)
     as_file = output.suffix == ".onnx"
-    folder, name = (output.parent, output.name) if as_file else (output, GRAPH_NAME)
+    folder, name = (output.parent, output.name) if as_file else (output, name_in_folder(graph))
     _check_place(model, graph, folder / name)
     with progress.task(f"remove {len(layers) + len(cross)} attention sublayers"):
         try:
@@ -125,10 +119,13 @@ def prune_graph(
         write_checked(model, staging / name, graph, data_folder=folder if shared else staging)
         for side, content in beside.items():
             (staging / side).write_bytes(content)
+        if not as_file:
+            copy_companions(graph, folder, staging)
         after = _facts(model, dataclasses.replace(found, sites=removal.kept))
         repair = _write_repair(graph, parent, repaired, staging, name, before.n_parameters - after.n_parameters)
         record = PrunedGraph(
             convention=plan.convention if plan is not None else Convention(),
+            tower=parent.tower if parent else "",
             graph=name,
             files=tuple(GraphFile.of(path, folder=staging) for path in sorted(staging.iterdir())),
             weights=weights,
@@ -140,6 +137,7 @@ def prune_graph(
             n_layers=found.n_layers,
             dropped=tuple(layer for layer, new in layer_map.items() if new is None),
             dropped_cross=tuple(sorted(set(range(found.n_cross)) - _left(removal, found, "cross"))),
+            n_cross=found.n_cross,
             layer_map=layer_map,
             kv_names=kv_names,
             kv_cache=_kv_cache(removal),
@@ -209,10 +207,17 @@ def _analyse(graph: Path) -> tuple[ir.Model, AttentionSites]:
 def _check_plan(
     plan: PrunePlan, parent: ExportedGraph | PrunedGraph | None, found: AttentionSites, graph: Path
 ) -> None:
-    if plan.n_layers != found.n_layers:
+    # A graph that was scored by itself does not know what its checkpoint calls its tower.
+    if parent is not None and plan.graph_sha256 is None and graph_tower(plan.tower) != parent.tower:
+        raise RefusedError(
+            f"{graph}: the plan is for the tower {plan.tower or 'of a model with one'}, the graph holds "
+            f"{parent.tower or 'a model with one'}; name the graph of that tower"
+        )
+    n_layers = found.total("cross" if plan.tower == "cross" else "self")
+    if plan.n_layers != n_layers:
         hint = f"; not matched: {found.unmatched[0]}" if found.unmatched else ""
         raise RefusedError(
-            f"{graph}: the plan is for {plan.n_layers} attention layers, the graph has {found.n_layers}; "
+            f"{graph}: the plan is for {plan.n_layers} attention layers, the graph has {n_layers}; "
             f"make the plan from the model that the graph was exported from{hint}"
         )
     spec: ModelSpec | None = parent.model if parent else None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from gatenorm_export.errors import InputError
 from gatenorm_export.genai_config import GENAI_CONFIG, CacheNames, other_files, rewrite_genai_config
-from gatenorm_export.graphs import TOKENIZER_FILES
+from gatenorm_export.graphs import GRAPH_NAME, TOKENIZER_FILES
+from gatenorm_export.kinds import SPEECH_GRAPHS
 from gatenorm_export.progress import Progress
 
 # Anything else in a source folder is not ours to copy, least of all tensors. config.json stays as it is, its layer
@@ -51,6 +53,22 @@ def side_files(graph: Path, pruned: Path, names: CacheNames, progress: Progress)
         elif (folder / name).exists():
             progress.say(f"{config_file}: also names {name}, which was not copied; copy it beside the pruned graph")
     return found
+
+
+def name_in_folder(graph: Path) -> str:
+    """What a pruned graph is called in a folder of its own: a speech model's graphs keep the names clients know."""
+    return graph.name if graph.name in SPEECH_GRAPHS.values() else GRAPH_NAME
+
+
+def copy_companions(graph: Path, folder: Path, staging: Path) -> None:
+    """Copy the other graph of a speech model, with its data, on its way to ``folder``: transcribing takes both."""
+    others = set(SPEECH_GRAPHS.values()) - {graph.name}
+    if graph.name not in SPEECH_GRAPHS.values() or graph.parent.resolve() == folder.resolve():
+        return
+    for path in sorted(graph.parent.iterdir()):
+        # The data files of encoder_model.onnx are encoder_model.onnx_data or encoder_model.onnx.data.
+        if path.is_file() and any(path.name.startswith(other) for other in others):
+            shutil.copyfile(path, staging / path.name)
 
 
 def _genai_config(path: Path) -> dict[str, object]:

@@ -163,11 +163,34 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-text-tokens", type=int, default=2048, metavar="N", help="tokens of the text to use (default: 2048)"
     )
+    group.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help=".npy or .png to judge a vision tower on (default: synthetic ones)",
+    )
+    group.add_argument(
+        "--audio", type=Path, metavar="FILE", help="a 16-bit .wav to judge Whisper on (default: synthetic sounds)"
+    )
     group.add_argument("--no-latency", action="store_true", help="do not measure latency")
     limits = parser.add_argument_group("limits (missed: exit code 11)")
     limits.add_argument("--max-ppl-ratio", type=float, metavar="X", help="perplexity, pruned over unpruned, at most X")
     limits.add_argument("--max-kl", type=float, metavar="X", help="KL(base || pruned) in nats per token, at most X")
-    limits.add_argument("--min-speedup", type=float, metavar="X", help="decode speed, pruned over unpruned, at least X")
+    limits.add_argument(
+        "--min-cosine", type=float, metavar="X", help="of an encoder's or vision tower's vectors, mean, at least X"
+    )
+    limits.add_argument(
+        "--min-agreement",
+        type=float,
+        metavar="X",
+        help="share of equal first choices (tokens, classes) or of a transcript's right tokens, at least X",
+    )
+    limits.add_argument(
+        "--min-speedup",
+        type=float,
+        metavar="X",
+        help="decode speed, or the forward pass of what is no decoder, pruned over unpruned, at least X",
+    )
 
 
 def comparison_request(args: argparse.Namespace) -> ComparisonRequest:
@@ -179,8 +202,16 @@ def comparison_request(args: argparse.Namespace) -> ComparisonRequest:
         text=args.text,
         max_text_tokens=args.max_text_tokens,
         latency=not args.no_latency,
-        limits=Limits(max_ppl_ratio=args.max_ppl_ratio, min_speedup=args.min_speedup, max_kl=args.max_kl),
+        limits=Limits(
+            max_ppl_ratio=args.max_ppl_ratio,
+            min_speedup=args.min_speedup,
+            max_kl=args.max_kl,
+            min_cosine=args.min_cosine,
+            min_agreement=args.min_agreement,
+        ),
         command=args.command,
+        images=args.images,
+        audio=args.audio,
     )
 
 

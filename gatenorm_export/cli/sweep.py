@@ -143,8 +143,8 @@ def sweep_table(report: SweepReport) -> Table:
             latency = figures.latency
             timed = "–"
             if latency is not None:
-                low, high = latency.decode_speedup_low, latency.decode_speedup_high
-                timed = f"{latency.decode_speedup:.3f} ({low:.2f}–{high:.2f})"
+                _, speedup, low, high = latency.main
+                timed = f"{speedup:.3f} ({low:.2f}–{high:.2f})"
             table.add_row(
                 cell.rank,
                 cell.repair,

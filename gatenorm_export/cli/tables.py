@@ -6,7 +6,16 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from gatenorm_export.errors import ExitCode
-from gatenorm_export.records import ComparisonReport, Latency, Quality, Sizes
+from gatenorm_export.records import (
+    AnyQuality,
+    ClassQuality,
+    ComparisonReport,
+    EmbeddingQuality,
+    Latency,
+    Quality,
+    Sizes,
+    TranscriptQuality,
+)
 
 
 def exit_code_of(report: ComparisonReport) -> ExitCode:
@@ -32,7 +41,9 @@ def comparison_tables(report: ComparisonReport) -> list[RenderableType]:
     return shown
 
 
-def _quality(quality: Quality) -> Table:
+def _quality(quality: AnyQuality) -> Table:
+    if not isinstance(quality, Quality):
+        return _other_quality(quality)
     table = Table(title=f"Quality on {quality.n_tokens:,} tokens of {quality.text}", title_justify="left")
     for column in ("", "base", "pruned"):
         table.add_column(column, justify="left" if not column else "right")
@@ -45,14 +56,28 @@ def _quality(quality: Quality) -> Table:
     return table
 
 
+def _other_quality(quality: EmbeddingQuality | ClassQuality | TranscriptQuality) -> Table:
+    from gatenorm_export.reporting.quality import quality_rows, quality_source
+
+    table = Table(title=quality_source(quality), title_justify="left")
+    for column in ("", "pruned"):
+        table.add_column(column, justify="left" if not column else "right")
+    for label, value, _ in quality_rows(quality):
+        table.add_row(label, value)
+    return table
+
+
 def _latency(latency: Latency) -> Table:
-    table = Table(title=f"Latency, {latency.backend} on {latency.device}, batch {latency.batch}", title_justify="left")
-    for column in ("", "tokens", "base p50 ms", "pruned p50 ms", "pruned tokens/s", "speed-up (95 % interval)"):
+    by_batch = any(row.batch is not None for row in latency.rows)
+    batch = "" if by_batch else f", batch {latency.batch}"
+    table = Table(title=f"Latency, {latency.backend} on {latency.device}{batch}", title_justify="left")
+    varies, rate = "batch" if by_batch else latency.unit, f"pruned {latency.unit}/s"
+    for column in ("", varies, "base p50 ms", "pruned p50 ms", rate, "speed-up (95 % interval)"):
         table.add_column(column, justify="left" if not column else "right")
     for row in latency.rows:
         table.add_row(
-            row.phase,
-            str(row.sequence),
+            row.phase if latency.decode_speedup is not None else "forward",
+            str(row.sequence if row.batch is None else row.batch),
             f"{row.base_p50_ms:.1f}",
             f"{row.pruned_p50_ms:.1f}",
             f"{row.pruned_tokens_per_s:,.0f}",

@@ -11,13 +11,13 @@ from typing import Any
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.comparing.faithfulness import check_faithfulness
+from gatenorm_export.comparing.inputs import QualityInputs
 from gatenorm_export.comparing.latency import device_name, measure_latency
-from gatenorm_export.comparing.quality import measure_quality
-from gatenorm_export.comparing.text import Text, load_text, random_tokens, tokenize
-from gatenorm_export.comparing.thresholds import Limits, check_limits
+from gatenorm_export.comparing.thresholds import Limits, check_limits, refuse_limits
 from gatenorm_export.comparing.verdict import verdict
-from gatenorm_export.errors import GateNormError, InputError, RefusedError
+from gatenorm_export.errors import GateNormError, RefusedError
 from gatenorm_export.graphs import external_tensors, graph_manifest, load_graph
+from gatenorm_export.kinds import ModelKind, kind_of, kind_of_graph
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.pruning import describe_graph, prune_graph
 from gatenorm_export.records import (
@@ -41,22 +41,50 @@ REPAIR_SEQUENCES = (256,)
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonRequest:
-    """What to measure, and the limits that must hold. ``text`` None is the text that gatenorm ships."""
+    """What to measure, and the limits that must hold. ``text`` None is the text that gatenorm ships.
+
+    ``images`` and ``audio`` are for vision and speech; None are synthetic ones.
+    """
 
     text: Path | None
     max_text_tokens: int
     latency: bool
     limits: Limits
     command: str
+    images: Path | None = None
+    audio: Path | None = None
+
+    @property
+    def inputs(self) -> QualityInputs:
+        """What quality is judged on."""
+        return QualityInputs(self.text, self.images, self.audio, self.max_text_tokens)
 
     def decides(self) -> dict[str, Any]:
         """Everything here that decides the result, in JSON types."""
+        images = sorted(self.images.iterdir()) if self.images is not None and self.images.is_dir() else []
         return {
             "text": sha256_of(self.text) if self.text is not None else None,
+            "images": [sha256_of(path) for path in images if path.is_file()],
+            "audio": sha256_of(self.audio) if self.audio is not None else None,
             "max_text_tokens": self.max_text_tokens,
             "latency": self.latency,
             "limits": dataclasses.asdict(self.limits),
         }
+
+    def check(self, kind: ModelKind) -> None:
+        """Refuse, before any work, what means nothing for this kind of model.
+
+        Raises:
+            RefusedError: a limit or an input belongs to another kind; the text names it.
+        """
+        refuse_limits(self.limits, kind.measure)
+        for option, value, kinds in (
+            ("--text", self.text, ("decoder", "encoder")),
+            ("--images", self.images, ("vision",)),
+            ("--audio", self.audio, ("speech",)),
+        ):
+            if value is not None and kind.kind.name not in kinds:
+                raise RefusedError(f"{option} is for models that take it: {' and '.join(kinds)}; leave it out here")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +102,16 @@ class _Pair:
     model: ModelSpec | None
     convention: Convention
     repair: RepairRecord | None = None
+    tower: str = ""
+    cross: tuple[int, ...] = ()
+    n_cross: int = 0
+
+    @property
+    def judged(self) -> tuple[str, tuple[int, ...], int]:
+        """The tower that was pruned, its removed layers, and how many it had."""
+        if self.cross and not self.dropped:
+            return "cross", self.cross, self.n_cross
+        return self.tower, self.dropped, self.n_layers
 
 
 def compare_graphs(
@@ -97,18 +135,15 @@ def compare_graphs(
     progress = progress or Quiet()
     with progress.task("check the pair"):
         pair = _pair(base, pruned)
-    text: Text = load_text(request.text)
     spec, reason = _checkpoint(pair.model, model_name, progress)
-    faithfulness = _faithfulness(pair, spec, reason, progress)
-    tokens = tokenize(text, base.parent, spec, limit=request.max_text_tokens)
-    if tokens is None:
-        if request.text is not None:
-            raise InputError(f"{base.parent}: holds no tokenizer to read --text with; copy the model's tokenizer there")
-        text, tokens = random_tokens(_vocabulary(base), request.max_text_tokens)
-        progress.say("no tokenizer was found: quality is measured on random tokens, where perplexity means little")
-    quality = measure_quality(base, pruned, tokens, text, progress=progress)
-    latency = measure_latency(base, pruned, progress=progress) if request.latency else None
+    kind = _kind(pair, spec)
+    request.check(kind)
+    faithfulness = _faithfulness(pair, spec, reason, kind, progress)
+    quality = kind.kind.function("quality")(base, pruned, request.inputs, spec, progress=progress)
+    measure = kind.kind.function("latency")
+    latency: Latency | None = measure(base, pruned, spec, progress=progress) if request.latency else None
     repair_latency = _repair_latency(pair, progress) if request.latency and pair.repair is not None else None
+    tower, dropped, n_layers = pair.judged
     thresholds = check_limits(request.limits, quality, latency)
     sizes = {engine.parent_sha256: engine.bytes for engine in engines}
     return ComparisonReport(
@@ -117,8 +152,9 @@ def compare_graphs(
         pruned=str(pruned),
         base_sha256=pair.base_sha256,
         pruned_sha256=pair.pruned_sha256,
-        dropped=pair.dropped,
-        n_layers=pair.n_layers,
+        tower=tower,
+        dropped=dropped,
+        n_layers=n_layers,
         faithfulness=faithfulness,
         quality=quality,
         latency=latency,
@@ -157,6 +193,9 @@ def _pair(base: Path, pruned: Path) -> _Pair:
             model,
             pruned_record.convention,
             pruned_record.repair,
+            pruned_record.tower,
+            pruned_record.dropped_cross,
+            pruned_record.n_cross,
         )
     before, after = describe_graph(base), describe_graph(pruned)
     if before.n_layers != after.n_layers:
@@ -177,6 +216,9 @@ def _pair(base: Path, pruned: Path) -> _Pair:
         after.dropped,
         model,
         Convention(),
+        tower=kind_of_graph(pruned).tower,
+        cross=after.dropped_cross,
+        n_cross=after.n_cross,
     )
 
 
@@ -217,11 +259,20 @@ def _checkpoint(recorded: ModelSpec | None, asked: str | None, progress: Progres
     return spec, ""
 
 
-def _faithfulness(pair: _Pair, spec: ModelSpec | None, reason: str, progress: Progress) -> Faithfulness:
+def _kind(pair: _Pair, spec: ModelSpec | None) -> ModelKind:
+    """What the graphs are, by their checkpoint or else by what they take and give."""
+    return kind_of(spec, pair.tower) if spec is not None else kind_of_graph(pair.pruned)
+
+
+def _faithfulness(
+    pair: _Pair, spec: ModelSpec | None, reason: str, kind: ModelKind, progress: Progress
+) -> Faithfulness:
     if spec is None:
         return Faithfulness(passed=None, reason=f"not run: {reason}", reference="none")
     repairs = repairs_of(pair.pruned, pair.repair) if pair.repair is not None else None
-    result = check_faithfulness(pair.pruned, spec, pair.dropped, repairs=repairs, progress=progress)
+    result = check_faithfulness(
+        pair.pruned, spec, pair.dropped, repairs=repairs, tower=kind.tower, cross=pair.cross, progress=progress
+    )
     # The framework model is as large as both graphs together; it must be gone before they are loaded.
     gc.collect()
     return result
@@ -234,13 +285,6 @@ def _repair_latency(pair: _Pair, progress: Progress) -> Latency:
         bare = Path(folder) / "unrepaired.onnx"
         prune_graph(pair.base, bare, layers=pair.dropped, progress=progress)
         return measure_latency(bare, pair.pruned, sequences=REPAIR_SEQUENCES, progress=progress)
-
-
-def _vocabulary(graph: Path) -> int:
-    import onnx
-
-    logits = onnx.load(str(graph), load_external_data=False).graph.output[0]
-    return int(logits.type.tensor_type.shape.dim[-1].dim_value)
 
 
 def _sizes(graph: Path, facts: GraphFacts, engine_bytes: int | None) -> Sizes:

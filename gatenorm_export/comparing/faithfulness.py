@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gatenorm_export.errors import needs
+from gatenorm_export.errors import RefusedError, needs
 from gatenorm_export.framework import load_framework_model, zeroed_attention
+from gatenorm_export.kinds import kind_of
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Faithfulness, ModelSpec, StepError
 from gatenorm_export.silence import silent_polygraphy
@@ -29,29 +30,66 @@ def check_faithfulness(
     *,
     model: Any = None,
     repairs: Mapping[int, LayerRepair] | None = None,
+    tower: str = "",
+    cross: tuple[int, ...] = (),
     progress: Progress | None = None,
 ) -> Faithfulness:
     """Compare ``graph`` with the framework model of ``spec`` whose attention branches ``dropped`` are zeroed by hooks.
 
-    Both run the same script: a left-padded prefill of two prompts, eight decode steps with a real KV cache, a chunk of
-    four tokens onto the cache, two more decode steps, teacher-forced with the reference's greedy tokens. With nothing
-    dropped this validates an export. ``model`` saves loading it again; ``repairs`` stand in for the dropped
-    attention in the framework model too.
+    With nothing dropped this validates an export. ``model`` saves loading it again; ``repairs`` stand in for the
+    dropped attention in the framework model too. ``tower`` is the one that the graph holds, of a model with several;
+    ``cross`` are removed cross-attention sublayers of a speech decoder.
 
     Raises:
         MissingPartError: onnxruntime or polygraphy is not installed.
         InputError: the graph or the checkpoint cannot be loaded.
-        RefusedError: the graph is no decoder, or a layer does not exist.
+        RefusedError: the graph is not of the model's kind, or a layer does not exist.
     """
     progress = progress or Quiet()
+    kind = kind_of(spec, tower).kind
+    # Before the model is loaded, which may take minutes.
     with needs("ort", "comparing"):
-        from polygraphy.comparator import Comparator, CompareFunc
-
-        from gatenorm_export.comparing.feeds import make_script
-        from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder
+        import onnxruntime  # noqa: F401
+        import polygraphy  # noqa: F401
     if model is None:
         with progress.task("load the framework model"):
-            model, _ = load_framework_model(spec)
+            model, _ = load_framework_model(spec, tower)
+    check = kind.function("faithfulness")
+    options = {"repairs": repairs} if kind.calibrates else {"tower": tower, "cross": cross}
+    try:
+        result: Faithfulness = check(graph, spec, dropped, model, progress=progress, **options)
+    except Exception as error:
+        # ONNX Runtime's exceptions have no base of their own.
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise RefusedError(f"{graph}: loads, but fails on other inputs than it was traced with ({first})") from error
+    return result
+
+
+def check_decoder(
+    graph: Path,
+    spec: ModelSpec,
+    dropped: tuple[int, ...],
+    model: Any,
+    *,
+    repairs: Mapping[int, LayerRepair] | None = None,
+    progress: Progress,
+) -> Faithfulness:
+    """Run a decoder's graph and ``model`` through the same script.
+
+    That is a left-padded prefill of two prompts, eight decode steps with a real KV cache, a chunk of four tokens onto
+    the cache, two more decode steps, teacher-forced with the reference's greedy tokens.
+
+    Raises:
+        InputError: the graph cannot be loaded.
+        RefusedError: the graph is no decoder, or a layer does not exist.
+    """
+    from polygraphy.comparator import Comparator, CompareFunc
+
+    from gatenorm_export.comparing.feeds import make_script
+    from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder
+
     reference = FrameworkDecoder(model)
     with progress.task("check faithfulness"), silent_polygraphy(), zeroed_attention(model, spec, dropped, repairs):
         logits: list[np.ndarray] = []
@@ -76,17 +114,29 @@ def check_faithfulness(
         )
         outputs = [[step["logits"] for step in iterations] for iterations in results.values()]
         verdicts = [bool(step["logits"]) for step in next(iter(compared[0].values()))]
-    return _summarise(script.names, outputs, verdicts, tolerance, logit_range, _what_went(dropped, repairs))
+    over = f"prefill with left padding and {len(script.names) - 1} steps with cache"
+    return summarise(
+        script.names, outputs, verdicts, tolerance, logit_range, what_went("attention", dropped, repairs), over
+    )
 
 
-def _summarise(
+def summarise(
     names: tuple[str, ...],
     outputs: list[list[np.ndarray]],
     verdicts: list[bool],
     tolerance: float,
     logit_range: float,
     zeroed: str,
+    over: str,
+    *,
+    what: str = "logit",
+    with_tokens: bool = True,
 ) -> Faithfulness:
+    """Put a check together: the reference's and the graph's result of every step, and whether each agreed.
+
+    ``over`` says in words what was run; with ``with_tokens`` results are logits [batch, step, vocabulary], whose greedy
+    tokens have to agree too.
+    """
     steps = []
     tokens_equal = True
     for name, expected, got, agreed in zip(names, *outputs, verdicts, strict=True):
@@ -94,12 +144,13 @@ def _summarise(
         # A NaN compares false with everything, so finiteness is asked for by itself.
         passed = agreed and bool(np.isfinite(got).all()) and error <= tolerance
         steps.append(StepError(step=name, max_abs_error=error, tolerance=tolerance, passed=passed))
-        tokens_equal &= _same_tokens(expected[:, -1], got[:, -1], tolerance)
+        if with_tokens:
+            tokens_equal &= _same_tokens(expected[:, -1], got[:, -1], tolerance)
     worst = max(steps, key=lambda step: step.max_abs_error if np.isfinite(step.max_abs_error) else np.inf)
     passed = all(step.passed for step in steps) and tokens_equal
     reason = (
-        f"{'passed' if passed else 'FAILED'}: largest logit error {worst.max_abs_error:.1e} ({worst.step}), tolerance "
-        f"{tolerance:.1e}, over prefill with left padding and {len(steps) - 1} steps with cache"
+        f"{'passed' if passed else 'FAILED'}: largest {what} error {worst.max_abs_error:.1e} ({worst.step}), tolerance "
+        f"{tolerance:.1e}, over {over}"
     )
     return Faithfulness(
         passed=passed,
@@ -109,15 +160,16 @@ def _summarise(
         max_abs_error=worst.max_abs_error,
         logit_range=logit_range,
         tolerance=tolerance,
-        tokens_equal=tokens_equal,
+        tokens_equal=tokens_equal if with_tokens else None,
     )
 
 
-def _what_went(dropped: tuple[int, ...], repairs: Mapping[int, LayerRepair] | None) -> str:
+def what_went(attention: str, dropped: tuple[int, ...], repairs: Mapping[int, LayerRepair] | None = None) -> str:
+    """What the reference does without, in words; ``attention`` says of which kind."""
     if not dropped:
         return "nothing zeroed"
     done = "replaced by its repair" if repairs else "zeroed"
-    return f"attention of layers {', '.join(map(str, dropped))} {done}"
+    return f"{attention} of layers {', '.join(map(str, dropped))} {done}"
 
 
 def _same_tokens(expected: np.ndarray, got: np.ndarray, tolerance: float) -> bool:

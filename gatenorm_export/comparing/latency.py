@@ -5,25 +5,29 @@ polygraphy's timing is not used: its maintainers call it unreliable for comparis
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
 from gatenorm_export.errors import needs
 from gatenorm_export.progress import Progress, Quiet
-from gatenorm_export.records import Latency, LatencyRow
+from gatenorm_export.records import Latency, LatencyRow, ModelSpec
 
 SEQUENCES = (64, 256, 512)
 REPEATS = {"prefill": 16, "decode": 150}
 """Pairs of calls per point. A removed sublayer of thirty is worth about one per cent of a decode step, and single calls
 on a shared machine scatter by ten, so decode needs many pairs; a prefill is long enough to need few. Even
 numbers: pairs of both orders belong together."""
+
+FORWARD_SECONDS, FORWARD_REPEATS = 10.0, (16, 100)
+"""A pass of what is no decoder takes from a millisecond to seconds: as many pairs as fit the time, within bounds."""
 
 WARM_UP = 3
 BATCH = 1
@@ -44,31 +48,63 @@ def measure_latency(
     """
     progress = progress or Quiet()
     with needs("ort", "latency"):
-        import onnxruntime
-
         from gatenorm_export.comparing.runners import open_session
     sessions = [open_session(graph) for graph in (base, pruned)]
     signatures = [signature_of(session, str(graph)) for session, graph in zip(sessions, (base, pruned), strict=True)]
+
+    def calls_of(point: Point) -> list[Callable[[], Any]]:
+        return [_call(session, signature, point) for session, signature in zip(sessions, signatures, strict=True)]
+
+    points = [Point(phase, sequence) for phase in ("prefill", "decode") for sequence in sequences]
+    return measure_points(points, calls_of, unit="tokens", progress=progress)
+
+
+def decoder_latency(base: Path, pruned: Path, spec: ModelSpec | None, *, progress: Progress) -> Latency:
+    """:func:`measure_latency` as every kind of model has it; a graph tells a decoder's shapes by itself."""
+    return measure_latency(base, pruned, progress=progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What is timed: a phase, how long the sequence is (of what the unit counts), and how many at once."""
+
+    phase: Literal["prefill", "decode"]
+    sequence: int
+    batch: int = BATCH
+
+
+def measure_points(
+    points: Sequence[Point], calls_of: Callable[[Point], list[Callable[[], Any]]], *, unit: str, progress: Progress
+) -> Latency:
+    """Time base and pruned, whose calls ``calls_of`` gives for each point, in turns; decode may be absent."""
+    with needs("ort", "latency"):
+        import onnxruntime
     rows, ratios = [], []
-    with progress.task("measure latency", total=2 * len(sequences)) as bar:
-        for phase in ("prefill", "decode"):
-            for sequence in sequences:
-                calls = [
-                    _call(session, signature, phase, sequence)
-                    for session, signature in zip(sessions, signatures, strict=True)
-                ]
-                seconds = _alternate(calls, REPEATS[phase])
-                rows.append(_row(phase, sequence, seconds))
-                ratios.append(order_free_ratios(seconds))
-                bar.advance()
-    decode, decode_low, decode_high = speedup_with_interval(*ratios[len(sequences) :])
+    batches = {point.batch for point in points}
+    decodes = any(point.phase == "decode" for point in points)
+    with progress.task("measure latency", total=len(points)) as bar:
+        for point in points:
+            calls = calls_of(point)
+            seconds = _alternate(calls, REPEATS[point.phase] if decodes else _repeats(calls))
+            rows.append(_row(point, seconds, with_batch=batches != {BATCH}))
+            ratios.append(order_free_ratios(seconds))
+            bar.advance()
+    found = {
+        phase: speedup_with_interval(*(r for p, r in zip(points, ratios, strict=True) if p.phase == phase))
+        for phase in {point.phase for point in points}
+    }
+    prefill, prefill_low, prefill_high = found["prefill"]
+    decode, decode_low, decode_high = found.get("decode", (None, None, None))
     return Latency(
         backend=f"ONNX Runtime {onnxruntime.__version__} CPU",
         device=device_name(),
         threads=os.cpu_count() or 1,
         batch=BATCH,
+        unit=unit,
         rows=tuple(rows),
-        prefill_speedup=speedup_with_interval(*ratios[: len(sequences)])[0],
+        prefill_speedup=prefill,
+        prefill_speedup_low=prefill_low,
+        prefill_speedup_high=prefill_high,
         decode_speedup=decode,
         decode_speedup_low=decode_low,
         decode_speedup_high=decode_high,
@@ -108,11 +144,11 @@ def speedup_with_interval(*ratios: np.ndarray, seed: int = 0) -> tuple[float, fl
     return float(middle), float(low), float(high)
 
 
-def _call(session: Any, signature: DecodeSignature, phase: str, sequence: int) -> Callable[[], float]:
-    """A function that runs one step and returns its seconds."""
+def _call(session: Any, signature: DecodeSignature, point: Point) -> Callable[[], Any]:
+    """A function that runs one step."""
     from onnxruntime import OrtValue
 
-    step, past = (sequence, 0) if phase == "prefill" else (1, sequence)
+    step, past = (point.sequence, 0) if point.phase == "prefill" else (1, point.sequence)
     # Any tokens do: the time of a dense decoder does not depend on which they are.
     feed = {
         TOKENS: np.arange(step, dtype=np.int64)[None] % 97 + 3,
@@ -122,16 +158,19 @@ def _call(session: Any, signature: DecodeSignature, phase: str, sequence: int) -
     values = {name: OrtValue.ortvalue_from_numpy(feed[name]) for name in signature.plain}
     values |= {entry.name: OrtValue.ortvalue_from_numpy(entry.filled(BATCH, past)) for entry in signature.past}
     names = [signature.logits, *signature.present]
-
-    def call() -> float:
-        start = time.perf_counter()
-        session.run_with_ort_values(names, values)
-        return time.perf_counter() - start
-
-    return call
+    return lambda: session.run_with_ort_values(names, values)
 
 
-def _alternate(calls: list[Callable[[], float]], repeats: int) -> np.ndarray:
+def _repeats(calls: list[Callable[[], Any]]) -> int:
+    """An even number of pairs that takes about ``FORWARD_SECONDS``."""
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    fewest, most = FORWARD_REPEATS
+    return 2 * round(min(max(FORWARD_SECONDS / (time.perf_counter() - start), fewest), most) / 2)
+
+
+def _alternate(calls: list[Callable[[], Any]], repeats: int) -> np.ndarray:
     """Seconds [2, repeats] of base and pruned in turns, after a warm-up."""
     for _ in range(WARM_UP):
         for call in calls:
@@ -139,18 +178,21 @@ def _alternate(calls: list[Callable[[], float]], repeats: int) -> np.ndarray:
     seconds = np.zeros((2, repeats))
     for pair in range(repeats):
         for which in (0, 1) if pair % 2 == 0 else (1, 0):
-            seconds[which, pair] = calls[which]()
+            start = time.perf_counter()
+            calls[which]()
+            seconds[which, pair] = time.perf_counter() - start
     return seconds
 
 
-def _row(phase: str, sequence: int, seconds: np.ndarray) -> LatencyRow:
-    tokens = BATCH * (sequence if phase == "prefill" else 1)
+def _row(point: Point, seconds: np.ndarray, *, with_batch: bool) -> LatencyRow:
+    tokens = point.batch * (point.sequence if point.phase == "prefill" else 1)
     base_p50, pruned_p50 = np.median(seconds, axis=1)
     base_p90, pruned_p90 = np.quantile(seconds, 0.9, axis=1)
     speedup, low, high = speedup_with_interval(order_free_ratios(seconds))
     return LatencyRow(
-        phase="prefill" if phase == "prefill" else "decode",
-        sequence=sequence,
+        phase=point.phase,
+        sequence=point.sequence,
+        batch=point.batch if with_batch else None,
         repeats=seconds.shape[1],
         base_p50_ms=1e3 * base_p50,
         base_p90_ms=1e3 * base_p90,

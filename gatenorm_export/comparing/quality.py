@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from gatenorm_export.comparing.text import Text
-from gatenorm_export.errors import RefusedError, needs
+from gatenorm_export.comparing.inputs import QualityInputs
+from gatenorm_export.comparing.text import Text, load_text, random_tokens, tokenize
+from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.progress import Progress, Quiet
-from gatenorm_export.records import Quality
+from gatenorm_export.records import ModelSpec, Quality
 from gatenorm_export.silence import silent_polygraphy
 
 WINDOW_TOKENS = 256
@@ -61,6 +62,32 @@ def top_k_overlap(base: np.ndarray, pruned: np.ndarray, k: int) -> float:
     second = np.argpartition(-pruned, k - 1, axis=-1)[:, :k]
     common = (first[:, :, None] == second[:, None, :]).any(axis=-1)
     return float(common.sum() / k)
+
+
+def decoder_quality(
+    base: Path, pruned: Path, inputs: QualityInputs, spec: ModelSpec | None, *, progress: Progress
+) -> Quality:
+    """Judge a decoder on a text, by the tokenizer beside the graph or the checkpoint's.
+
+    Raises:
+        InputError: the text is too short, or it was asked for and no tokenizer is there.
+        MissingPartError, RefusedError: as :func:`measure_quality`.
+    """
+    text = load_text(inputs.text)
+    tokens = tokenize(text, base.parent, spec, limit=inputs.max_text_tokens)
+    if tokens is None:
+        if inputs.text is not None:
+            raise InputError(f"{base.parent}: holds no tokenizer to read --text with; copy the model's tokenizer there")
+        text, tokens = random_tokens(_vocabulary(base), inputs.max_text_tokens)
+        progress.say("no tokenizer was found: quality is measured on random tokens, where perplexity means little")
+    return measure_quality(base, pruned, tokens, text, progress=progress)
+
+
+def _vocabulary(graph: Path) -> int:
+    import onnx
+
+    logits = onnx.load(str(graph), load_external_data=False).graph.output[0]
+    return int(logits.type.tensor_type.shape.dim[-1].dim_value)
 
 
 def measure_quality(

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from gatenorm_export.records import Faithfulness, GraphFacts, Latency, Quality, Threshold
+from gatenorm_export.records import (
+    AnyQuality,
+    EmbeddingQuality,
+    Faithfulness,
+    GraphFacts,
+    Latency,
+    Quality,
+    Threshold,
+    TranscriptQuality,
+)
 
 _DAMAGED_PPL_RATIO = 1.5
 """Above this a model's text is visibly worse; the paper's own plans stay far below it."""
 
+_DAMAGED_AGREEMENT = 0.5
+"""Below this more answers change than stay: classes, transcribed tokens, nearest neighbours."""
+
 
 def verdict(
     faithfulness: Faithfulness,
-    quality: Quality,
+    quality: AnyQuality,
     latency: Latency | None,
     thresholds: tuple[Threshold, ...],
     base: GraphFacts,
@@ -28,27 +40,49 @@ def verdict(
         saved = 1 - pruned.kv_bytes_per_token / base.kv_bytes_per_token if base.kv_bytes_per_token else 0.0
         gains = [_speed(latency)] if latency is not None else []
         gains += [f"makes the KV cache {saved:.0%} smaller"] if saved else []
-        gains.append(f"multiplies perplexity by {quality.ppl_ratio:.2f}")
+        gains.append(_cost(quality))
         listed = ", ".join(gains[:-1]) + (" and " if len(gains) > 1 else "") + gains[-1]
         parts.append(f"Removing {removed} of {base.n_attention} attention sublayers {listed}.")
     if repair_latency is not None:
         parts.append(_repair_speed(repair_latency))
-    if quality.ppl_ratio > _DAMAGED_PPL_RATIO:
+    if isinstance(quality, Quality) and quality.ppl_ratio > _DAMAGED_PPL_RATIO:
         parts.append("That damages the model: drop fewer layers, choose them with --guard, or repair with --repair.")
+    elif removed and not isinstance(quality, Quality) and _damaged(quality):
+        parts.append("That damages the model: drop fewer layers.")
     missed = [threshold.name for threshold in thresholds if not threshold.passed]
     if missed:
         parts.append(f"Limits missed: {', '.join(missed)}.")
     return " ".join(parts)
 
 
+def _cost(quality: AnyQuality) -> str:
+    if isinstance(quality, Quality):
+        return f"multiplies perplexity by {quality.ppl_ratio:.2f}"
+    if isinstance(quality, EmbeddingQuality):
+        kept = f"keeps {quality.neighbour_overlap:.0%} of the {quality.neighbours} nearest neighbours"
+        return f"leaves embeddings at a cosine of {quality.mean_cosine:.3f} to what they were ({kept})"
+    if isinstance(quality, TranscriptQuality):
+        return f"changes {quality.token_error_rate:.0%} of the transcripts' tokens"
+    return f"leaves {quality.top1_agreement:.0%} of the first choices as they were"
+
+
+def _damaged(quality: AnyQuality) -> bool:
+    if isinstance(quality, EmbeddingQuality):
+        return quality.neighbour_overlap < _DAMAGED_AGREEMENT
+    if isinstance(quality, TranscriptQuality):
+        return 1.0 - quality.token_error_rate < _DAMAGED_AGREEMENT
+    return quality.top1_agreement < _DAMAGED_AGREEMENT
+
+
 def _speed(latency: Latency) -> str:
+    phase, speedup, low, _ = latency.main
     # An interval that reaches across 1 is no proof of a gain.
-    if latency.decode_speedup_low > 1.0:
-        return f"makes decode {latency.decode_speedup:.2f}x as fast"
-    return f"makes decode no faster beyond doubt ({latency.decode_speedup:.2f}x)"
+    if low > 1.0:
+        return f"makes {phase} {speedup:.2f}x as fast"
+    return f"makes {phase} no faster beyond doubt ({speedup:.2f}x)"
 
 
 def _repair_speed(latency: Latency) -> str:
-    interval = f"{latency.decode_speedup_low:.3f} to {latency.decode_speedup_high:.3f}"
+    phase, speedup, low, high = latency.main
     finding = "With the repair" if latency.decode_differs else "The repair costs no measurable time:"
-    return f"{finding} decode is {latency.decode_speedup:.3f} ({interval}) times as fast as without it."
+    return f"{finding} {phase} is {speedup:.3f} ({low:.3f} to {high:.3f}) times as fast as without it."

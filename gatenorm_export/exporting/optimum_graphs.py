@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gatenorm_export.errors import needs
@@ -40,9 +43,7 @@ def optimum_export(model: Any, folder: Path, task: str, **shapes: int) -> None:
     relative = _RELATIVES.get(model.config.model_type)
     if relative is not None and not _described(model.config.model_type):
         options["custom_onnx_configs"] = {"model": _description(relative, task, model.config)}
-    if _reads_preprocessor(task):
-        options["preprocessors"] = [_NoPreprocessor()]
-    with traceable_experts(model):
+    with traceable_experts(model), _with_preprocessor(model):
         # optimum's own validation only warns, with a tolerance that fp32 does not keep over thirty layers.
         onnx_export_from_model(model, folder, task=task, do_validation=False, device="cpu", **options)
 
@@ -64,9 +65,20 @@ def _description(relative: str, task: str, config: Any) -> Any:
     return constructor(config, use_past=with_past, use_past_in_inputs=with_past)
 
 
-class _NoPreprocessor:
-    """Some of optimum's vision descriptions look at the type of a preprocessor's class, and fail when there is none."""
+@contextlib.contextmanager
+def _with_preprocessor(model: Any) -> Iterator[None]:
+    """optimum's description of DINOv2 takes the last preprocessor it finds at the model's path, and fails on none.
 
-
-def _reads_preprocessor(task: str) -> bool:
-    return task in {"image-classification", "feature-extraction"}
+    It only asks it for a crop size, which the one that is put there has not: the image size of the config counts then.
+    """
+    if model.config.model_type != "dinov2":
+        yield
+        return
+    before = model.config._name_or_path
+    with TemporaryDirectory(prefix="gatenorm.") as folder:
+        (Path(folder) / "preprocessor_config.json").write_text('{"feature_extractor_type": "WhisperFeatureExtractor"}')
+        model.config._name_or_path = folder
+        try:
+            yield
+        finally:
+            model.config._name_or_path = before

@@ -6,7 +6,10 @@ named by path and sha256, so that a stage can check that its input is the output
 
 from gatenorm_export.records.base import SCHEMA_VERSION, TOOLS, Convention, Part, Record, tool_versions
 from gatenorm_export.records.comparison import (
+    AnyQuality,
+    ClassQuality,
     ComparisonReport,
+    EmbeddingQuality,
     Faithfulness,
     Latency,
     LatencyRow,
@@ -14,7 +17,9 @@ from gatenorm_export.records.comparison import (
     Sizes,
     StepError,
     Threshold,
+    TranscriptQuality,
 )
+from gatenorm_export.records.correlation import Agreement, CorrelationReport, LayerMeasures
 from gatenorm_export.records.evaluation import Evaluation, ModelResult, TaskMetric, TaskResult
 from gatenorm_export.records.graph import (
     EngineArtifact,
@@ -50,12 +55,17 @@ from gatenorm_export.records.trend import DepthTrend
 __all__ = [
     "SCHEMA_VERSION",
     "TOOLS",
+    "Agreement",
+    "AnyQuality",
     "Artifact",
     "AttentionSublayer",
+    "ClassQuality",
     "ComparisonReport",
     "Convention",
+    "CorrelationReport",
     "CutCertainty",
     "DepthTrend",
+    "EmbeddingQuality",
     "EngineArtifact",
     "Evaluation",
     "ExportedGraph",
@@ -71,6 +81,7 @@ __all__ = [
     "KVCache",
     "Latency",
     "LatencyRow",
+    "LayerMeasures",
     "LayerScore",
     "LayerScores",
     "ModelResult",
@@ -105,6 +116,7 @@ __all__ = [
     "TaskResult",
     "Threshold",
     "TowerSpec",
+    "TranscriptQuality",
     "UnmatchedNode",
     "Weights",
     "tool_versions",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
 
 from gatenorm_export.records.base import Part, Record
 from gatenorm_export.records.graph import GraphFacts
@@ -31,8 +33,9 @@ class Faithfulness(Part):
 
 
 class Quality(Part):
-    """What pruning cost, on a text: pruned against unpruned. Natural logarithms; KL in nats per token."""
+    """What pruning cost a decoder, on a text: pruned against unpruned. Natural logarithms; KL in nats per token."""
 
+    measure: Literal["text"] = "text"
     text: str
     text_sha256: str
     n_tokens: int
@@ -49,11 +52,82 @@ class Quality(Part):
     greedy_tokens: int
 
 
+class EmbeddingQuality(Part):
+    """What pruning cost a model whose result is a vector: cosine of each item's two vectors, and their neighbours.
+
+    ``neighbour_overlap`` is the mean share of the ``neighbours`` nearest items that both models have in common;
+    ``spearman_rho`` the rank correlation of all pairs' similarities. ``embedding`` says which vector was taken.
+    """
+
+    measure: Literal["embeddings"] = "embeddings"
+    text: str
+    text_sha256: str
+    items: str
+    n_items: int
+    embedding: str
+    mean_cosine: float
+    min_cosine: float
+    neighbours: int
+    neighbour_overlap: float
+    spearman_rho: float
+
+
+class ClassQuality(Part):
+    """What pruning cost a model that chooses among classes, or a word for a masked place: KL in nats per item."""
+
+    measure: Literal["classes"] = "classes"
+    text: str
+    text_sha256: str
+    items: str
+    n_items: int
+    n_classes: int
+    top1_agreement: float
+    top5_agreement: float
+    kl_nats: float
+
+
+class TranscriptQuality(Part):
+    """What pruning cost a speech model: tokens of greedy transcripts, and its predictions along the unpruned ones.
+
+    ``token_error_rate`` is the edit distance of the two transcripts over the length of the unpruned one, all clips
+    together. ``top1_agreement`` and ``kl_nats`` are of single predictions when both are given the unpruned transcript.
+    """
+
+    measure: Literal["transcript"] = "transcript"
+    text: str
+    text_sha256: str
+    n_clips: int
+    n_tokens: int
+    token_error_rate: float
+    equal_transcripts: float
+    top1_agreement: float
+    kl_nats: float
+
+
+def _measure(value: Any) -> str:
+    # Records of before there was a choice have no field.
+    return str(value.get("measure", "text") if isinstance(value, dict) else value.measure)
+
+
+AnyQuality = Annotated[
+    Annotated[Quality, Tag("text")]
+    | Annotated[EmbeddingQuality, Tag("embeddings")]
+    | Annotated[ClassQuality, Tag("classes")]
+    | Annotated[TranscriptQuality, Tag("transcript")],
+    Discriminator(_measure),
+]
+"""The measure that fits the model. Of each, ``text`` and ``text_sha256`` name what it was judged on, text or not."""
+
+
 class LatencyRow(Part):
-    """One measured point: base and pruned alternate in one process; ratios are pruned speed over base speed."""
+    """One measured point: base and pruned alternate in one process; ratios are pruned speed over base speed.
+
+    ``batch`` is set where it differs from row to row.
+    """
 
     phase: Literal["prefill", "decode"]
     sequence: int
+    batch: int | None = None
     repeats: int
     base_p50_ms: float
     base_p90_ms: float
@@ -67,22 +141,38 @@ class LatencyRow(Part):
 
 
 class Latency(Part):
-    """Latency of prefill and decode, and the device they were measured on."""
+    """Latency of prefill and decode, and the device they were measured on.
+
+    A model that is no decoder has no decode: ``prefill`` is then its forward pass, and its rates are of ``unit``.
+    """
 
     backend: str
     device: str
     threads: int
     batch: int
+    unit: str = "tokens"
     rows: tuple[LatencyRow, ...]
     prefill_speedup: float
-    decode_speedup: float
-    decode_speedup_low: float
-    decode_speedup_high: float
+    prefill_speedup_low: float | None = None
+    prefill_speedup_high: float | None = None
+    decode_speedup: float | None
+    decode_speedup_low: float | None
+    decode_speedup_high: float | None
+
+    @property
+    def main(self) -> tuple[str, float, float, float]:
+        """The phase that counts, its speed-up and the interval: decode of a decoder, else the forward pass."""
+        if self.decode_speedup is None or self.decode_speedup_low is None or self.decode_speedup_high is None:
+            low, high = self.prefill_speedup_low, self.prefill_speedup_high
+            value = self.prefill_speedup
+            return "the forward pass", value, value if low is None else low, value if high is None else high
+        return "decode", self.decode_speedup, self.decode_speedup_low, self.decode_speedup_high
 
     @property
     def decode_differs(self) -> bool:
         """Whether the interval of the decode speed-up lies to one side of 1; otherwise nothing was measured."""
-        return not self.decode_speedup_low <= 1.0 <= self.decode_speedup_high
+        _, _, low, high = self.main
+        return not low <= 1.0 <= high
 
 
 class Sizes(Part):
@@ -110,10 +200,12 @@ class ComparisonReport(Record):
     pruned: str
     base_sha256: str
     pruned_sha256: str
+    tower: str = ""
+    """The tower that ``dropped`` and ``n_layers`` count in, of a model with several."""
     dropped: tuple[int, ...]
     n_layers: int
     faithfulness: Faithfulness
-    quality: Quality
+    quality: AnyQuality
     latency: Latency | None
     repair_latency: Latency | None = None
     """Of a repaired graph: the same layers removed without repair stand as its ``base``."""

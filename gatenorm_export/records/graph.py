@@ -60,6 +60,8 @@ class ExportedGraph(Record):
 
     kind: Literal["exported"] = "exported"
     model: ModelSpec
+    tower: str = ""
+    """Which tower of the model the graph holds, where it has several; cross-attention is in the decoder's."""
     graph: str
     files: tuple[FileDigest, ...]
     exporter: str
@@ -110,6 +112,7 @@ class PrunedGraph(Record):
     """
 
     kind: Literal["pruned"] = "pruned"
+    tower: str = ""
     graph: str
     files: tuple[GraphFile, ...]
     weights: Weights = "compact"
@@ -121,6 +124,7 @@ class PrunedGraph(Record):
     n_layers: int
     dropped: tuple[int, ...]
     dropped_cross: tuple[int, ...] = ()
+    n_cross: int = 0
     layer_map: dict[int, int | None]
     kv_names: Literal["dense", "keep"]
     kv_cache: tuple[KVCache, ...]

@@ -52,8 +52,8 @@ def repair_words(repair: RepairRecord, latency: Latency | None) -> str:
 
 
 def _latency_words(latency: Latency) -> str:
-    low, high = latency.decode_speedup_low, latency.decode_speedup_high
-    decode = f"{fixed(latency.decode_speedup, 3)} ({fixed(low, 3)} to {fixed(high, 3)})"
+    _, speedup, low, high = latency.main
+    decode = f"{fixed(speedup, 3)} ({fixed(low, 3)} to {fixed(high, 3)})"
     prefill = fixed(latency.prefill_speedup, 3)
     finding = " By the clock," if latency.decode_differs else " The repair costs no measurable time:"
     return f"{finding} decode is {decode} and prefill {prefill} times as fast as with the same layers just removed."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gatenorm_export.records import Latency
+from gatenorm_export.records import Latency, LatencyRow
 from gatenorm_export.reporting.formatting import count, interval, number, times
 
 
@@ -57,9 +57,9 @@ def speed_charts(latency: Latency) -> tuple[SpeedChart, ...]:
         top = max([rate for rate in rates if math.isfinite(rate)], default=0.0) or 1.0
         shown = tuple(
             SpeedRow(
-                label=f"{count(row.sequence)} tokens" if phase == "prefill" else f"after {count(row.sequence)} tokens",
-                base=_rate("unpruned", row.base_tokens_per_s, top),
-                pruned=_rate("pruned", row.pruned_tokens_per_s, top),
+                label=_label(row),
+                base=_rate("unpruned", row.base_tokens_per_s, top, latency.unit),
+                pruned=_rate("pruned", row.pruned_tokens_per_s, top, latency.unit),
                 speedup=times(row.speedup),
                 interval=interval(row.speedup_low, row.speedup_high),
                 low=position(row.speedup_low, left, right),
@@ -69,12 +69,19 @@ def speed_charts(latency: Latency) -> tuple[SpeedChart, ...]:
             for row in rows
         )
         one = 100 * (1 - left) / (right - left)
-        charts.append(SpeedChart(phase.capitalize(), shown, round(one, 2), times(left), times(right)))
+        name = phase.capitalize() if latency.decode_speedup is not None else "Forward pass"
+        charts.append(SpeedChart(name, shown, round(one, 2), times(left), times(right)))
     return tuple(charts)
 
 
-def _rate(label: str, rate: float, top: float) -> Bar:
-    return Bar(label, position(rate, 0, top), f"{number(rate)} tokens/s")
+def _label(row: LatencyRow) -> str:
+    if row.batch is not None:
+        return f"batch of {count(row.batch)}"
+    return f"{count(row.sequence)} tokens" if row.phase == "prefill" else f"after {count(row.sequence)} tokens"
+
+
+def _rate(label: str, rate: float, top: float, unit: str) -> Bar:
+    return Bar(label, position(rate, 0, top), f"{number(rate)} {unit}/s")
 
 
 def position(value: float, left: float, right: float) -> float | None:

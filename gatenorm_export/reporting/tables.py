@@ -14,7 +14,6 @@ from gatenorm_export.records import (
     Latency,
     LayerScores,
     Profile,
-    Quality,
     Threshold,
 )
 from gatenorm_export.reporting.formatting import (
@@ -24,7 +23,6 @@ from gatenorm_export.reporting.formatting import (
     interval,
     milliseconds,
     number,
-    percent,
     size,
     times,
     verdict_word,
@@ -32,6 +30,8 @@ from gatenorm_export.reporting.formatting import (
 from gatenorm_export.reporting.material import ReportMaterial
 
 Cells = tuple[str, ...]
+
+_JUDGED_ON = {"text": "Text", "embeddings": "Items", "classes": "Items", "transcript": "Sound"}
 
 
 @dataclass(frozen=True)
@@ -67,67 +67,12 @@ def scores_table(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int,
     )
 
 
-def quality_table(quality: Quality) -> Table:
-    """What pruning cost, each measure with a phrase that explains it."""
-    rows: tuple[Cells, ...] = (
-        (
-            "Perplexity",
-            fixed(quality.base_ppl, 3),
-            fixed(quality.pruned_ppl, 3),
-            f"× {fixed(quality.ppl_ratio, 3)}",
-            "how many next tokens the model hesitates between; lower is better",
-        ),
-        (
-            "Loss (nats per token)",
-            fixed(quality.base_loss_nats, 4),
-            fixed(quality.pruned_loss_nats, 4),
-            _difference(quality.base_loss_nats, quality.pruned_loss_nats),
-            "the surprise per token, the logarithm of perplexity; lower is better",
-        ),
-        (
-            "KL divergence (nats per token)",
-            "",
-            "",
-            fixed(quality.kl_nats, 4),
-            "how far the pruned prediction is from the unpruned one; 0 is equal",
-        ),
-        *(
-            (f"Top-{k} agreement", "", "", percent(share), phrase)
-            for k, share, phrase in (
-                (1, quality.top1_agreement, "how often both put the same token first"),
-                (5, quality.top5_agreement, "how much the five likeliest tokens have in common"),
-                (10, quality.top10_agreement, "how much the ten likeliest tokens have in common"),
-            )
-        ),
-        (
-            "Greedy agreement",
-            "",
-            "",
-            percent(quality.greedy_agreement),
-            f"how much of {count(quality.greedy_tokens)} freely generated tokens is the same",
-        ),
-    )
-    columns = (
-        Column("Measure"),
-        Column("Unpruned", "number"),
-        Column("Pruned", "number"),
-        Column("Result", "number"),
-        Column("In plain words"),
-    )
-    return Table("Quality on the same text", columns, rows)
-
-
-def _difference(before: float, after: float) -> str:
-    text = fixed(after - before, 4)
-    return f"+{text}" if after > before else text
-
-
 def latency_table(latency: Latency) -> Table:
-    """Every measured point."""
+    """Every measured point; the batch where that is what varies."""
     rows = tuple(
         (
-            row.phase,
-            count(row.sequence),
+            row.phase if latency.decode_speedup is not None else "forward",
+            count(row.sequence if row.batch is None else row.batch),
             f"{milliseconds(row.base_p50_ms)} / {milliseconds(row.base_p90_ms)}",
             f"{milliseconds(row.pruned_p50_ms)} / {milliseconds(row.pruned_p90_ms)}",
             number(row.base_tokens_per_s),
@@ -138,9 +83,12 @@ def latency_table(latency: Latency) -> Table:
         )
         for row in latency.rows
     )
-    names = ("Sequence", "Unpruned p50 / p90", "Pruned p50 / p90", "Unpruned tokens/s", "Pruned tokens/s")
+    varies = "Sequence" if all(row.batch is None for row in latency.rows) else "Batch"
+    rates = f"Unpruned {latency.unit}/s", f"Pruned {latency.unit}/s"
+    names = (varies, "Unpruned p50 / p90", "Pruned p50 / p90", *rates)
     numbers = tuple(Column(name, "number") for name in (*names, "Speed-up", "Interval", "Repeats"))
-    return Table("Latency by phase and sequence length", (Column("Phase"), *numbers), rows)
+    caption = "Latency by phase and sequence length" if latency.decode_speedup is not None else "Latency"
+    return Table(caption, (Column("Phase"), *numbers), rows)
 
 
 def sizes_table(comparison: ComparisonReport) -> Table:
@@ -173,7 +121,8 @@ def faithfulness_table(faithfulness: Faithfulness) -> Table:
         (step.step, number(step.max_abs_error), number(step.tolerance), verdict_word(step.passed))
         for step in faithfulness.steps
     )
-    numbers = (Column("Worst logit error", "number"), Column("Tolerance", "number"))
+    error = "Worst logit error" if faithfulness.tokens_equal is not None else "Worst error"
+    numbers = (Column(error, "number"), Column("Tolerance", "number"))
     return Table("Faithfulness, step by step", (Column("Step"), *numbers, Column("Result")), rows)
 
 
@@ -240,7 +189,7 @@ def digests_table(material: ReportMaterial) -> Table:
         ("Scores the plan was made from", "", material.plan.scores_sha256),
         ("Unpruned graph", comparison.base, comparison.base_sha256),
         ("Pruned graph", comparison.pruned, comparison.pruned_sha256),
-        ("Text", comparison.quality.text, comparison.quality.text_sha256),
+        (_JUDGED_ON[comparison.quality.measure], comparison.quality.text, comparison.quality.text_sha256),
     ]
     rows += [(f"Engine, {material.role_of(engine)}", engine.engine, engine.sha256) for engine in material.engines]
     return Table("Digests", (Column("What"), Column("Where"), Column("sha256", "code")), tuple(rows))

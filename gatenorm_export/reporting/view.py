@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gatenorm_export.records import ComparisonReport, Faithfulness, Latency, Quality
+from gatenorm_export.records import ComparisonReport, Faithfulness, Latency
 from gatenorm_export.reporting.calibration import guard_table, guard_words, repair_words
 from gatenorm_export.reporting.formatting import (
     count,
@@ -18,6 +18,7 @@ from gatenorm_export.reporting.formatting import (
     times,
 )
 from gatenorm_export.reporting.material import ReportMaterial
+from gatenorm_export.reporting.quality import agreement_bars, quality_card, quality_source, quality_table
 from gatenorm_export.reporting.speed import Bar, SpeedChart, position, speed_charts
 from gatenorm_export.reporting.tables import (
     Table,
@@ -27,7 +28,6 @@ from gatenorm_export.reporting.tables import (
     faithfulness_table,
     latency_table,
     profiles_table,
-    quality_table,
     scores_table,
     sizes_table,
     thresholds_table,
@@ -117,8 +117,8 @@ def page_of(material: ReportMaterial) -> Page:
         guard=guard_words(plan.guard) if plan.guard is not None else (),
         guard_steps=guard_table(plan.guard) if plan.guard is not None and plan.guard.steps else None,
         repair=repair_words(material.repair, comparison.repair_latency) if material.repair is not None else "",
-        agreement=_agreement(comparison.quality),
-        quality_source=f"Measured on {comparison.quality.text}, {count(comparison.quality.n_tokens)} tokens.",
+        agreement=agreement_bars(comparison.quality),
+        quality_source=quality_source(comparison.quality),
         quality=quality_table(comparison.quality),
         speed=speed_charts(latency) if latency else (),
         latency_source=_latency_source(latency) if latency else NO_LATENCY,
@@ -153,37 +153,37 @@ def _lead(material: ReportMaterial) -> str:
 
 
 def _cards(comparison: ComparisonReport) -> tuple[Card, ...]:
-    quality = comparison.quality
     before, after = comparison.base_sizes.facts, comparison.pruned_sizes.facts
+    label, value, note = quality_card(comparison.quality)
+    decoder = comparison.quality.measure == "text"
+    speeds = ("decode", "prefill") if decoder else ("prefill",)
+    cache = f"{size(before.kv_bytes_per_token)} → {size(after.kv_bytes_per_token)} per token"
+    kept = Card(
+        "KV cache kept" if before.kv_bytes_per_token else "Attention kept",
+        f"{after.n_attention}/{before.n_attention}",
+        cache if before.kv_bytes_per_token else "sublayers",
+    )
     return (
-        _speed_card(comparison.latency, "decode"),
-        _speed_card(comparison.latency, "prefill"),
-        Card(
-            "KV cache kept",
-            f"{after.n_attention}/{before.n_attention}",
-            f"{size(before.kv_bytes_per_token)} → {size(after.kv_bytes_per_token)} per token",
-        ),
-        Card(
-            "Perplexity ratio",
-            fixed(quality.ppl_ratio, 3),
-            f"{fixed(quality.base_ppl, 3)} → {fixed(quality.pruned_ppl, 3)}, 1 is unchanged",
-        ),
+        *(_speed_card(comparison.latency, phase, decoder=decoder) for phase in speeds),
+        kept,
+        Card(label, value, note),
         _faithful_card(comparison.faithfulness),
     )
 
 
-def _speed_card(latency: Latency | None, phase: Literal["prefill", "decode"]) -> Card:
-    label = f"{phase.capitalize()} speed-up"
+def _speed_card(latency: Latency | None, phase: str, *, decoder: bool) -> Card:
+    label = f"{phase.capitalize()} speed-up" if decoder else "Speed-up"
     rows = [row for row in latency.rows if row.phase == phase] if latency else []
     if latency is None or not rows:
         return Card(label, "–", "not measured")
-    if phase == "decode":
-        value, bounds = latency.decode_speedup, interval(latency.decode_speedup_low, latency.decode_speedup_high)
-    else:
+    if phase == "prefill" and decoder:
         value = latency.prefill_speedup
         bounds = interval(min(row.speedup_low for row in rows), max(row.speedup_high for row in rows))
-    lengths = "sequence length" if len(rows) == 1 else "sequence lengths"
-    return Card(label, times(value), f"{bounds} over {len(rows)} {lengths}")
+    else:
+        _, value, low, high = latency.main
+        bounds = interval(low, high)
+    varied = "sequence length" if rows[0].batch is None else "batch size"
+    return Card(label, times(value), f"{bounds} over {len(rows)} {varied}{'' if len(rows) == 1 else 's'}")
 
 
 def _faithful_card(faithfulness: Faithfulness) -> Card:
@@ -198,27 +198,18 @@ def _faithful_card(faithfulness: Faithfulness) -> Card:
 def _faithfulness(faithfulness: Faithfulness) -> str:
     if faithfulness.passed is None:
         return f"This check was not run: {faithfulness.reason or 'no reason was recorded.'}"
+    what, results = ("logit", "logits") if faithfulness.tokens_equal is not None else ("output", "outputs")
     verb = "computes" if faithfulness.passed else "does not compute"
     words = [f"The pruned graph {verb} what {faithfulness.reference} computes with the same attention branches zeroed."]
     if faithfulness.max_abs_error is not None and faithfulness.tolerance is not None:
         words.append(
-            f"Worst logit error {number(faithfulness.max_abs_error)}, tolerance {number(faithfulness.tolerance)}."
+            f"Worst {what} error {number(faithfulness.max_abs_error)}, tolerance {number(faithfulness.tolerance)}."
         )
     if faithfulness.logit_range is not None:
-        words.append(f"The logits span {number(faithfulness.logit_range)}.")
+        words.append(f"The {results} span {number(faithfulness.logit_range)}.")
     if faithfulness.tokens_equal is not None:
         words.append(f"The greedy tokens are {'equal' if faithfulness.tokens_equal else 'not equal'} at every step.")
     return " ".join([*words, faithfulness.reason]).strip()
-
-
-def _agreement(quality: Quality) -> tuple[Bar, ...]:
-    shares = (
-        ("Same first choice", quality.top1_agreement),
-        ("Top 5 in common", quality.top5_agreement),
-        ("Top 10 in common", quality.top10_agreement),
-        ("Same greedy text", quality.greedy_agreement),
-    )
-    return tuple(Bar(label, position(share, 0, 1), percent(share)) for label, share in shares)
 
 
 def _kept(comparison: ComparisonReport) -> tuple[Bar, ...]:

@@ -137,7 +137,7 @@ def _panel(panel: _Panel, report: SweepReport, look: Look, y: Scale, extent: tup
 
 def _interval(figures: SweepFigures) -> tuple[float, ...]:
     latency = figures.latency
-    return (latency.decode_speedup_low, latency.decode_speedup_high) if latency is not None else ()
+    return latency.main[2:] if latency is not None else ()
 
 
 def _series(points: Sequence[_Point], look: Look) -> list[str]:

@@ -1,0 +1,82 @@
+"""How alike two models' results are, where they are vectors, choices among classes, or texts. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gatenorm_export.comparing.quality import log_softmax, top_k_overlap
+from gatenorm_export.records import ClassQuality, EmbeddingQuality
+from gatenorm_export.scoring.ranks import spearman
+
+NEIGHBOURS = 5
+_TOP = 5
+
+
+def embedding_quality(
+    base: np.ndarray, pruned: np.ndarray, *, text: str, text_sha256: str, items: str, embedding: str
+) -> EmbeddingQuality:
+    """Judge vectors [items, size] of both models.
+
+    The cosine of an item's two vectors says how far the pruned model moved it. Search and clustering only ask which
+    items are near which, hence also the cosines among the items of one model, held against the other's: the rank
+    correlation over all pairs, and how many of the nearest neighbours are the same.
+    """
+    first, second = _directions(base), _directions(pruned)
+    cosines = (first * second).sum(axis=1)
+    among = first @ first.T, second @ second.T
+    pairs = np.triu_indices(len(first), 1)
+    neighbours = min(NEIGHBOURS, len(first) - 1)
+    return EmbeddingQuality(
+        text=text,
+        text_sha256=text_sha256,
+        items=items,
+        n_items=len(first),
+        embedding=embedding,
+        mean_cosine=float(cosines.mean()),
+        min_cosine=float(cosines.min()),
+        neighbours=neighbours,
+        neighbour_overlap=neighbour_overlap(*among, neighbours),
+        spearman_rho=spearman(among[0][pairs].tolist(), among[1][pairs].tolist()) or 0.0,
+    )
+
+
+def _directions(vectors: np.ndarray) -> np.ndarray:
+    wide = vectors.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.asarray(wide / np.where(lengths == 0, 1.0, lengths))
+
+
+def neighbour_overlap(base: np.ndarray, pruned: np.ndarray, neighbours: int) -> float:
+    """Mean share of each item's ``neighbours`` nearest others that two similarity matrices [items, items] share."""
+    # Nobody is a neighbour of itself.
+    never = np.diag(np.full(len(base), np.inf))
+    return top_k_overlap(base - never, pruned - never, neighbours) / len(base)
+
+
+def class_quality(base: np.ndarray, pruned: np.ndarray, *, text: str, text_sha256: str, items: str) -> ClassQuality:
+    """Judge logits [items, classes] of both models."""
+    log_p, log_q = log_softmax(base), log_softmax(pruned)
+    kl = float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
+    return ClassQuality(
+        text=text,
+        text_sha256=text_sha256,
+        items=items,
+        n_items=len(base),
+        n_classes=base.shape[-1],
+        top1_agreement=top_k_overlap(base, pruned, 1) / len(base),
+        top5_agreement=top_k_overlap(base, pruned, _TOP) / len(base),
+        # Rounding can leave a sum of exact zeros a hair below zero.
+        kl_nats=max(kl, 0.0),
+    )
+
+
+def edit_distance(expected: Sequence[int], got: Sequence[int]) -> int:
+    """The fewest insertions, deletions and replacements that turn one into the other (Levenshtein)."""
+    row = list(range(len(got) + 1))
+    for number, token in enumerate(expected, 1):
+        before, row[0] = row[0], number
+        for place, other in enumerate(got, 1):
+            before, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, before + (token != other))
+    return row[-1]

@@ -1,0 +1,181 @@
+"""What a report says of quality, by the measure that fits the model."""
+
+from __future__ import annotations
+
+from gatenorm_export.records import AnyQuality, ClassQuality, EmbeddingQuality, Quality, TranscriptQuality
+from gatenorm_export.reporting.formatting import count, fixed, percent
+from gatenorm_export.reporting.speed import Bar, position
+from gatenorm_export.reporting.tables import Cells, Column, Table
+
+Share = tuple[str, float]
+"""A label and a share from 0 to 1."""
+
+
+def quality_table(quality: AnyQuality) -> Table:
+    """What pruning cost, each measure with a phrase that explains it."""
+    if isinstance(quality, Quality):
+        return _text_table(quality)
+    rows = tuple((label, value, phrase) for label, value, phrase in quality_rows(quality))
+    caption = {
+        "embeddings": "Quality: the same items as vectors",
+        "classes": "Quality: choices on the same items",
+        "transcript": "Quality: transcripts of the same sounds",
+    }[quality.measure]
+    return Table(caption, (Column("Measure"), Column("Result", "number"), Column("In plain words")), rows)
+
+
+def quality_rows(quality: EmbeddingQuality | ClassQuality | TranscriptQuality) -> tuple[tuple[str, str, str], ...]:
+    """Name, figure and explanation of every measure of a model that is no decoder."""
+    if isinstance(quality, EmbeddingQuality):
+        return (
+            (
+                "Mean cosine",
+                fixed(quality.mean_cosine, 4),
+                f"of each item's two vectors ({quality.embedding}); 1 is equal",
+            ),
+            ("Lowest cosine", fixed(quality.min_cosine, 4), "of the item that moved most"),
+            (
+                f"Top-{quality.neighbours} neighbours in common",
+                percent(quality.neighbour_overlap),
+                "how many of the nearest other items are still the nearest: what a search returns",
+            ),
+            (
+                "Rank correlation of similarities",
+                fixed(quality.spearman_rho, 4),
+                "whether more similar pairs of items are still the more similar ones (Spearman); 1 is the same order",
+            ),
+        )
+    kl = (
+        "KL divergence (nats)",
+        fixed(quality.kl_nats, 4),
+        "how far the pruned prediction is from the unpruned one; 0 is equal",
+    )
+    if isinstance(quality, ClassQuality):
+        return (
+            (
+                "Top-1 agreement",
+                percent(quality.top1_agreement),
+                f"how often both choose the same of {count(quality.n_classes)}",
+            ),
+            ("Top-5 agreement", percent(quality.top5_agreement), "how much the five likeliest have in common"),
+            kl,
+        )
+    return (
+        (
+            "Token error rate",
+            percent(quality.token_error_rate),
+            "edits that turn the unpruned transcript into the pruned one, for each of its tokens",
+        ),
+        (
+            "Equal transcripts",
+            percent(quality.equal_transcripts),
+            "how many clips are transcribed token for token alike",
+        ),
+        (
+            "Top-1 agreement",
+            percent(quality.top1_agreement),
+            "how often both put the same token first, when both are given the unpruned transcript so far",
+        ),
+        kl,
+    )
+
+
+def quality_source(quality: AnyQuality) -> str:
+    """What it was measured on."""
+    if isinstance(quality, Quality):
+        return f"Measured on {quality.text}, {count(quality.n_tokens)} tokens."
+    if isinstance(quality, TranscriptQuality):
+        clips = "clip" if quality.n_clips == 1 else "clips"
+        return f"Measured on {quality.text}: {quality.n_clips} {clips}, {count(quality.n_tokens)} unpruned tokens."
+    return f"Measured on {quality.text}: {count(quality.n_items)} {quality.items}."
+
+
+def quality_card(quality: AnyQuality) -> tuple[str, str, str]:
+    """Label, value and note of the key figure."""
+    if isinstance(quality, Quality):
+        note = f"{fixed(quality.base_ppl, 3)} → {fixed(quality.pruned_ppl, 3)}, 1 is unchanged"
+        return "Perplexity ratio", fixed(quality.ppl_ratio, 3), note
+    if isinstance(quality, EmbeddingQuality):
+        return "Mean cosine", fixed(quality.mean_cosine, 3), f"lowest {fixed(quality.min_cosine, 3)}, 1 is unchanged"
+    if isinstance(quality, TranscriptQuality):
+        return "Token error rate", percent(quality.token_error_rate), "0 is unchanged"
+    return "Top-1 agreement", percent(quality.top1_agreement), f"over {count(quality.n_items)} {quality.items}"
+
+
+def agreement_bars(quality: AnyQuality) -> tuple[Bar, ...]:
+    """Shares of what stayed the same."""
+    return tuple(Bar(label, position(share, 0, 1), percent(share)) for label, share in _shares(quality))
+
+
+def _shares(quality: AnyQuality) -> tuple[Share, ...]:
+    if isinstance(quality, Quality):
+        return (
+            ("Same first choice", quality.top1_agreement),
+            ("Top 5 in common", quality.top5_agreement),
+            ("Top 10 in common", quality.top10_agreement),
+            ("Same greedy text", quality.greedy_agreement),
+        )
+    if isinstance(quality, EmbeddingQuality):
+        return (("Mean cosine", quality.mean_cosine), ("Same neighbours", quality.neighbour_overlap))
+    if isinstance(quality, TranscriptQuality):
+        right = max(0.0, 1.0 - quality.token_error_rate)
+        return (
+            ("Tokens as before", right),
+            ("Equal transcripts", quality.equal_transcripts),
+            ("Same first choice", quality.top1_agreement),
+        )
+    return (("Same first choice", quality.top1_agreement), ("Top 5 in common", quality.top5_agreement))
+
+
+def _text_table(quality: Quality) -> Table:
+    rows: tuple[Cells, ...] = (
+        (
+            "Perplexity",
+            fixed(quality.base_ppl, 3),
+            fixed(quality.pruned_ppl, 3),
+            f"× {fixed(quality.ppl_ratio, 3)}",
+            "how many next tokens the model hesitates between; lower is better",
+        ),
+        (
+            "Loss (nats per token)",
+            fixed(quality.base_loss_nats, 4),
+            fixed(quality.pruned_loss_nats, 4),
+            _difference(quality.base_loss_nats, quality.pruned_loss_nats),
+            "the surprise per token, the logarithm of perplexity; lower is better",
+        ),
+        (
+            "KL divergence (nats per token)",
+            "",
+            "",
+            fixed(quality.kl_nats, 4),
+            "how far the pruned prediction is from the unpruned one; 0 is equal",
+        ),
+        *(
+            (f"Top-{k} agreement", "", "", percent(share), phrase)
+            for k, share, phrase in (
+                (1, quality.top1_agreement, "how often both put the same token first"),
+                (5, quality.top5_agreement, "how much the five likeliest tokens have in common"),
+                (10, quality.top10_agreement, "how much the ten likeliest tokens have in common"),
+            )
+        ),
+        (
+            "Greedy agreement",
+            "",
+            "",
+            percent(quality.greedy_agreement),
+            f"how much of {count(quality.greedy_tokens)} freely generated tokens is the same",
+        ),
+    )
+    columns = (
+        Column("Measure"),
+        Column("Unpruned", "number"),
+        Column("Pruned", "number"),
+        Column("Result", "number"),
+        Column("In plain words"),
+    )
+    return Table("Quality on the same text", columns, rows)
+
+
+def _difference(before: float, after: float) -> str:
+    text = fixed(after - before, 4)
+    return f"+{text}" if after > before else text

