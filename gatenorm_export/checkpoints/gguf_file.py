@@ -69,7 +69,7 @@ class GgufSource:
         """
         self._folder = folder
         self._opened = Opened(folder)
-        self.fields: dict[str, Any] = {}
+        self.fields: Mapping[str, Any] = {}
         self._places: dict[str, _Place] = {}
         self._file = file
         try:

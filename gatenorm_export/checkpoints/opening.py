@@ -6,12 +6,16 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from gatenorm_export.checkpoints import torch_file
 from gatenorm_export.checkpoints.gguf_file import GgufSource
+from gatenorm_export.checkpoints.onnx_file import OnnxSource
 from gatenorm_export.checkpoints.ranges import Folder, LocalFolder
 from gatenorm_export.checkpoints.remote import RemoteFolder, is_remote, split_url
 from gatenorm_export.checkpoints.safetensors_file import INDEX, SINGLE, SafetensorsSource, read_weight_map
 from gatenorm_export.checkpoints.tensors import TensorSource
-
+from gatenorm_export.checkpoints.torch_file import TorchSource
+from gatenorm_export.errors import InputError
+from gatenorm_export.graphs import graph_file
 
 FILE_SUFFIXES = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx"})
 
@@ -41,10 +45,18 @@ def open_checkpoint(source: str, place: str) -> Iterator[TensorSource]:
         MissingPartError: its kind of source needs a package that is not installed.
     """
     folder, file = folder_of(place)
-    opened: GgufSource | SafetensorsSource
+    opened: GgufSource | SafetensorsSource | TorchSource | OnnxSource
     if source == "gguf":
-        assert file is not None
+        if file is None:
+            raise InputError(f"{place}: is a folder; name the .gguf file")
         opened = GgufSource(folder, file)
+    elif source == "onnx":
+        opened = OnnxSource(graph_file(Path(place)))
+    elif source == "torch":
+        root = Path(place) if file is None else Path(place).parent
+        file = file or (torch_file.SINGLE if folder.has(torch_file.SINGLE) else None)
+        weight_map = None if file else read_weight_map(folder, torch_file.INDEX)
+        opened = TorchSource(root, file=file, weight_map=weight_map)
     elif file is not None or folder.has(SINGLE):
         opened = SafetensorsSource(folder, file=file or SINGLE)
     else:

@@ -47,6 +47,7 @@ class SafetensorsSource:
         assert weight_map is not None
         self._holder = weight_map
         self.tensors: Mapping[str, TensorInfo] = _Listing(self)
+        self.fields: Mapping[str, Any] = {}
 
     def read(self, name: str) -> StoredTensor:
         """See :class:`gatenorm_export.checkpoints.TensorSource`."""

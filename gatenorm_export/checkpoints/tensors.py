@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,6 +33,10 @@ class StoredTensor:
 
 class TensorSource(Protocol):
     """An open checkpoint."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What it says of the model itself: GGUF's metadata, an ONNX graph's towers; empty where a config.json does."""
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
