@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -71,6 +72,14 @@ def test_only_layers_with_attention_are_taken() -> None:
 def test_a_nested_config_is_read() -> None:
     tower = guess(stack(), num_hidden_layers=None, num_attention_heads=None, hidden_size=None, text_config=CONFIG)
     assert (tower.n_layers, tower.n_heads) == (3, 4)
+    deeper = {"talker": {"text_config": CONFIG}}
+    tower = guess(stack(), num_hidden_layers=None, num_attention_heads=None, hidden_size=None, thinker_config=deeper)
+    assert (tower.n_layers, tower.n_heads) == (3, 4)
+
+
+def test_heads_need_not_share_the_width_where_the_config_gives_their_size() -> None:
+    tower = guess(stack(q=(128, 64), k=(64, 64)), head_dim=32)
+    assert (tower.n_heads, tower.n_kv_heads, tower.head_dim) == (4, 2, 32)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +106,7 @@ def test_a_nested_config_is_read() -> None:
         (stack(k=(64, 64)), {}, "no number of heads in the config fits"),
         (stack(), {"hidden_size": 48}, "no number of heads in the config fits"),
         (stack(), {"head_dim": 32}, "no number of heads in the config fits"),
+        (stack(q=(128, 64)), {}, "no number of heads in the config fits"),
         (stack(), {"num_attention_heads": None}, "no number of heads.*num_attention_heads, n_head"),
         (
             stack(k=(64, 64)),
@@ -181,3 +191,26 @@ def test_a_pattern_cannot_break_out_of_the_name() -> None:
     """Patterns are names, not regular expressions."""
     with pytest.raises(RefusedError, match="matches no tensor"):
         guess(ODD, NamePatterns(".*{layer}.*alpha.*", KEY))
+
+
+@pytest.mark.parametrize(
+    ("stem", "changes", "layers"),
+    [
+        ("Olmoe", {"num_experts": 2}, [0, 1, 2]),
+        ("Electra", {"num_key_value_heads": None, "embedding_size": 64}, [0, 1, 2]),
+        ("Lfm2", {"layer_types": ["conv", "full_attention", "conv"], "vocab_size": 128}, [1]),
+    ],
+)
+def test_real_models_that_are_not_in_the_table(stem: str, changes: dict[str, Any], layers: list[int]) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    given = {key: value for key, value in {**CONFIG, "intermediate_size": 96, **changes}.items() if value is not None}
+    config = getattr(transformers, f"{stem}Config")(**given)
+    architecture = f"{stem}ForMaskedLM" if stem == "Electra" else f"{stem}ForCausalLM"
+    with torch.device("meta"):
+        model = getattr(transformers, architecture)(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    (tower,) = towers_of(architecture, json.loads(config.to_json_string()), infos(shapes))
+    assert [layer.layer for layer in tower.layers] == layers
+    assert (tower.n_layers, tower.d_model, tower.n_heads) == (3, 64, 4)
+    assert tower.n_kv_heads == (4 if stem == "Electra" else 2)

@@ -19,6 +19,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("q_linear", "k_linear"),
     ("linear_q", "linear_k"),
     ("to_q", "to_k"),
+    ("project_q", "project_k"),
     ("attn_q", "attn_k"),
 )
 """What a query weight is called, and what the key weight beside it is called."""

@@ -50,7 +50,7 @@ def tower_of_pair(pair: Pair, config: Mapping[str, Any], tensors: Tensors, *, wh
         raise RefusedError(f"{where}: {shapes}; two matrices of the same width are needed")
     readings = {
         (fit, _n_layers(section, max(pair.queries), where)): None
-        for section in (config, *(value for value in config.values() if isinstance(value, Mapping)))
+        for section in _sections(config)
         for fit in _fits(section, query_shape, key_shape, where)
     }
     if len(readings) != 1:
@@ -81,6 +81,13 @@ def tower_of_pair(pair: Pair, config: Mapping[str, Any], tensors: Tensors, *, wh
     )
 
 
+def _sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield config
+    for value in config.values():
+        if isinstance(value, Mapping):
+            yield from _sections(value)
+
+
 def _one_shape(names: Mapping[int, str], tensors: Tensors, where: str) -> tuple[int, ...]:
     shapes = {tuple(tensors[name].shape): name for name in names.values()}
     if len(shapes) > 1:
@@ -91,9 +98,13 @@ def _one_shape(names: Mapping[int, str], tensors: Tensors, where: str) -> tuple[
 
 def _fits(section: Mapping[str, Any], query: tuple[int, ...], key: tuple[int, ...], where: str) -> Iterator[Fit]:
     widths = list(_values(section, _WIDTHS, where))
+    sizes, key_heads = list(_values(section, _SIZES, where)), list(_values(section, _KEY_HEADS, where))
     if widths and query[1] not in widths:
         return
-    sizes, key_heads = list(_values(section, _SIZES, where)), list(_values(section, _KEY_HEADS, where))
+    # Without a head size in the config, heads share the model's width: other query rows have a reason that is not
+    # known, such as an output gate, or heads that the config does not count.
+    if not sizes and query[0] != query[1]:
+        return
     for n_heads in _values(section, _HEADS, where):
         if query[0] % n_heads:
             continue

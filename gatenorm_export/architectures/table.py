@@ -38,7 +38,7 @@ from gatenorm_export.architectures.neox import BLOOM, GPT_NEOX
 from gatenorm_export.architectures.opt import OPT
 from gatenorm_export.architectures.phi import PHI, PHI3
 from gatenorm_export.architectures.vision import DINOV2, VIT
-from gatenorm_export.architectures.whisper import WHISPER, WHISPER_ENCODER
+from gatenorm_export.architectures.whisper import WHISPER, WHISPER_DECODER, WHISPER_ENCODER
 
 ADAPTERS: dict[str, Adapter] = {
     "LlamaModel": LLAMA,
@@ -251,5 +251,6 @@ ADAPTERS: dict[str, Adapter] = {
     "SiglipModel": SIGLIP,
     "WhisperModel": WHISPER,
     "WhisperForConditionalGeneration": WHISPER.under("model"),
+    "WhisperForCausalLM": WHISPER_DECODER.under("model"),
     "WhisperForAudioClassification": WHISPER_ENCODER,
 }

@@ -28,4 +28,5 @@ _DECODER = _row("decoder", "decoder", "self_attn", ("self_attn_layer_norm",))
 _CROSS = _row("cross", "decoder", "encoder_attn", ())
 
 WHISPER = Adapter("whisper", (_ENCODER, _DECODER, _CROSS))
+WHISPER_DECODER = Adapter("whisper, decoder", (_DECODER, _CROSS))
 WHISPER_ENCODER = Adapter("whisper, encoder", (_ENCODER,))
