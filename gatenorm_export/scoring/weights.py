@@ -9,12 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from gatenorm_export.architectures import LayerTensors, NamePatterns, Tower, towers_of, towers_of_gguf
+from gatenorm_export.architectures import (
+    LayerTensors,
+    NamePatterns,
+    Tower,
+    towers_of,
+    towers_of_gguf,
+    towers_of_onnx,
+)
 from gatenorm_export.checkpoints import TensorSource, open_tensors
+from gatenorm_export.checkpoints.locate import CONFIG
 from gatenorm_export.checkpoints.opening import folder_of
 from gatenorm_export.checkpoints.ranges import read_json
 from gatenorm_export.errors import InputError
-from gatenorm_export.records import ModelSpec
+from gatenorm_export.records import ModelSpec, TowerSpec
 
 
 @dataclass(frozen=True)
@@ -80,15 +88,36 @@ def open_towers(spec: ModelSpec) -> Iterator[tuple[TowerWeights, ...]]:
         MissingPartError: the kind of checkpoint needs a package that is not installed.
     """
     with open_tensors(spec) as source:
-        config = source.fields if spec.source == "gguf" else read_json(folder_of(spec.path)[0], "config.json")
-        patterns = None
-        if spec.query_pattern is not None and spec.key_pattern is not None:
-            patterns = NamePatterns(spec.query_pattern, spec.key_pattern)
-        if spec.source == "gguf" and patterns is None:
-            towers = towers_of_gguf(config, source.tensors, where=spec.path)
-        else:
-            towers = towers_of(spec.architecture, config, source.tensors, patterns=patterns, where=spec.path)
+        towers = _towers(spec, source)
         yield tuple(TowerWeights(tower, source, spec.path) for tower in towers)
+
+
+def _towers(spec: ModelSpec, source: TensorSource) -> tuple[Tower, ...]:
+    patterns = None
+    if spec.query_pattern is not None and spec.key_pattern is not None:
+        patterns = NamePatterns(spec.query_pattern, spec.key_pattern)
+    if spec.source == "onnx":
+        if patterns is not None:
+            raise InputError(
+                f"{spec.path}: attention is found in the graph itself; leave --q-pattern and --k-pattern out"
+            )
+        return towers_of_onnx(source.fields, source.tensors, where=spec.path)
+    if spec.source == "gguf":
+        return towers_of_gguf(source.fields, source.tensors, patterns=patterns, where=spec.path)
+    config = read_json(folder_of(spec.path)[0], CONFIG)
+    return towers_of(spec.architecture, config, source.tensors, patterns=patterns, where=spec.path)
+
+
+def tower_spec(tower: Tower) -> TowerSpec:
+    """The dimensions of a tower, for records."""
+    return TowerSpec(
+        name=tower.name,
+        n_layers=len(tower.layers),
+        d_model=tower.d_model,
+        n_heads=tower.n_heads,
+        n_kv_heads=tower.n_kv_heads,
+        head_dim=tower.head_dim,
+    )
 
 
 def query_key_digest(layers: dict[int, str]) -> str:
