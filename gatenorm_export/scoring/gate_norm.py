@@ -67,15 +67,28 @@ def exact_score(
     check_shapes(query, key, head_dim)
     if variant == "per-head":
         return _per_head(query, key, head_dim)
-    rows, width = key.shape
-    flops = 2.0 * rows * width * min(rows, width)
-    stored_float64 = np.float64 in (query.dtype, key.dtype)
-    if not (float64 or stored_float64) and flops > _FLOAT64_UP_TO_FLOPS:
+    if not float64 and is_large(query, key):
         found = _compute(query, key, head_dim, np.float32)
-        low, high = (entry * width for entry in _FLOAT32_ENTRIES)
-        if low < found.score < high:
+        if in_float32_range(found.score, key.shape[1]):
             return found
     return _compute(query, key, head_dim, np.float64)
+
+
+def exact_flops(rows: int, width: int) -> float:
+    """Operations of the exact score of a layer whose key weights are [rows, width]: two symmetric Gram matrices, or the
+    product."""
+    return 2.0 * rows * width * min(rows, width)
+
+
+def is_large(query: np.ndarray, key: np.ndarray) -> bool:
+    """Whether float32 is worth its rounding. Weights stored in float64 keep their precision."""
+    return np.float64 not in (query.dtype, key.dtype) and exact_flops(*key.shape) > _FLOAT64_UP_TO_FLOPS
+
+
+def in_float32_range(score: float, width: int) -> bool:
+    """Whether a gate matrix of that norm has entries whose squares float32 can hold; False for NaN, infinity and 0."""
+    low, high = _FLOAT32_ENTRIES
+    return low * width < score < high * width
 
 
 def check_shapes(query: np.ndarray, key: np.ndarray, head_dim: int) -> None:

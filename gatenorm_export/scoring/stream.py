@@ -1,29 +1,27 @@
-"""Scores of a stack of layers, one layer in memory and the next one being read."""
+"""Scores of a stack of layers: one layer in memory and the next one being read; sketches first, exact near a cut."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from gatenorm_export.progress import Task
-from gatenorm_export.scoring.certify import Certainty, Interval, certainty
-from gatenorm_export.scoring.gate_norm import Exact, Variant, exact_score
-
-
-class StreamedLayer(Protocol):
-    """One layer of a checkpoint."""
-
-    @property
-    def layer(self) -> int:
-        """Its number."""
-
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """Query and key weights. Called from another thread, one call at a time; again when the layer is looked at
-        more closely."""
+from gatenorm_export.scoring.certify import Certainty, Interval, certainty, undecided
+from gatenorm_export.scoring.devices import Device, device_score, full_float32, pick_device
+from gatenorm_export.scoring.gate_norm import (
+    Variant,
+    check_shapes,
+    exact_flops,
+    exact_score,
+    in_float32_range,
+    is_large,
+)
+from gatenorm_export.scoring.pairing import StreamedLayer, in_pairs
+from gatenorm_export.scoring.sketch import SIGNS_PER_ROW, sketch
 
 
 class NotFinite(ValueError):
@@ -47,14 +45,52 @@ class Scored:
 @dataclass(frozen=True)
 class Scoring:
     """Scores of a stack of layers, in the order given. ``bound`` says what the intervals of sketched scores stand on,
-    None where every score is exact; ``reread`` counts the layers that were read again."""
+    None where every score is exact; ``looks`` counts the layers that each step looked at."""
 
     layers: tuple[Scored, ...]
     certainties: tuple[Certainty, ...]
     arithmetic: str
     bound: str | None
     device: str
-    reread: int
+    looks: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One way to score a layer. ``columns`` 0 is exact."""
+
+    name: str
+    columns: int = 0
+    rank: int = 0
+    float64: bool = False
+
+
+# Each step is some four times sharper than the one before and two to four times as dear; exact costs ten times the last
+# sketch at the width of a 13B model. A layer skips the sketches that would cost it half of being exact.
+_EXACT = (_Step("exact"), _Step("exact in float64", float64=True))
+_STEPS = (
+    _Step("sketch", columns=320),
+    _Step("refined sketch", columns=512, rank=32),
+    _Step("finest sketch", columns=2048, rank=128),
+    *_EXACT,
+)
+
+BOUND = (
+    "sketches of random signs; the exact score lies in the interval but for e^-20 on either side (Laurent and Massart "
+    "2000, lemma 1), at the variance that the sketch measures of itself"
+)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is known of a layer. An exact score's interval is its rounding; ``final`` is as sharp as it gets."""
+
+    score: float
+    low: float
+    high: float
+    name: str
+    exact: bool
+    final: bool
 
 
 def score_layers(
@@ -68,40 +104,104 @@ def score_layers(
     seed: int = 0,
     progress: Task | None = None,
 ) -> Scoring:
-    """Score layers. Without ``cuts``, or with ``exact``, every score is exact.
+    """Score layers.
+
+    With ``cuts`` (numbers of layers), large layers are sketched, and only those whose interval leaves open on which
+    side of a cut they are get sharper sketches and then the exact formula, until the lowest are certain at every cut,
+    or what is left is equal up to rounding. Without ``cuts``, with ``exact``, per head and on a GPU, every score is
+    exact. The same ``seed`` gives the same result. ``progress`` advances once a layer.
 
     Raises:
-        NotFinite: a layer's score is not finite; the caller knows its tensors' names.
-        ValueError: shapes that do not fit.
+        NotFinite: a layer's score is not finite; the caller knows the names of its tensors.
+        ValueError: shapes that do not fit; a ``device`` that is none of auto, cpu, cuda and cuda:N.
+        MissingPartError: CUDA is asked for and there is no torch, or no such GPU.
     """
-    found: dict[int, Exact] = {}
-    for layer, query, key in read_ahead(layers):
-        found[layer] = exact_score(query, key, head_dim=head_dim, variant=variant)
-        if not np.isfinite(found[layer].score):
-            raise NotFinite(layer)
-        if progress is not None:
-            progress.advance()
-    intervals = [
-        Interval(layer, one.score * (1 - one.rounding), one.score * (1 + one.rounding)) for layer, one in found.items()
-    ]
-    exacts = frozenset(found)
-    return Scoring(
-        layers=tuple(Scored(layer, one.score, one.score, one.score) for layer, one in found.items()),
-        certainties=tuple(certainty(intervals, n, exact=exacts) for n in sorted(set(cuts))),
-        arithmetic=", ".join(dict.fromkeys(one.arithmetic for one in found.values())),
-        bound=None,
-        device="cpu",
-        reread=0,
+    chosen = pick_device(device)
+    wanted = sorted(set(cuts))
+    sketched = bool(wanted) and not exact and variant == "all-heads" and chosen is None
+    found: dict[int, _Found] = {}
+    looks: dict[str, int] = {}
+    pending = list(layers)
+    with full_float32(chosen):
+        for number, step in enumerate(_STEPS if sketched else _EXACT):
+            look = partial(_look, step=step, head_dim=head_dim, variant=variant, seed=seed + number, device=chosen)
+            first = not found
+            for layer, result in in_pairs(pending, look):
+                found[layer] = _sharper(found[layer], result) if layer in found else result
+                looks[result.name] = looks.get(result.name, 0) + 1
+                if first and progress is not None:
+                    progress.advance()
+            open_layers = {layer for cut in wanted for layer in undecided(_intervals(found), cut)}
+            pending = [one for one in layers if one.layer in open_layers and not found[one.layer].final]
+            if not pending:
+                break
+    return _scoring([one.layer for one in layers], found, wanted, looks, chosen)
+
+
+def _look(
+    layer: int,
+    query: np.ndarray,
+    key: np.ndarray,
+    *,
+    step: _Step,
+    head_dim: int,
+    variant: Variant,
+    seed: int,
+    device: Device | None,
+) -> _Found:
+    check_shapes(query, key, head_dim)
+    rows, width = key.shape
+    if step.columns and is_large(query, key) and _sketch_flops(step, rows, width) * 2 < exact_flops(rows, width):
+        rng = np.random.default_rng((seed, layer))
+        guess = sketch(query, key, head_dim=head_dim, columns=step.columns, rng=rng, rank=step.rank)
+        if in_float32_range(guess.score, width):
+            return _Found(guess.score, guess.low, guess.high, step.name, exact=False, final=False)
+    if device is not None and not step.float64:
+        one = device_score(device, query, key, head_dim=head_dim, variant=variant)
+    else:
+        one = exact_score(query, key, head_dim=head_dim, variant=variant, float64=step.float64)
+    if not math.isfinite(one.score):
+        raise NotFinite(layer)
+    low, high = one.score * (1 - one.rounding), one.score * (1 + one.rounding)
+    return _Found(one.score, low, high, one.arithmetic, exact=True, final=one.arithmetic == "float64")
+
+
+def _sketch_flops(step: _Step, rows: int, width: int) -> float:
+    passes = 2 * SIGNS_PER_ROW + 4 * step.rank
+    return 2.0 * rows * (width * passes + step.columns**2)
+
+
+def _sharper(before: _Found, after: _Found) -> _Found:
+    """Both intervals hold the score, so what they share does."""
+    if after.exact:
+        return after
+    low, high = max(before.low, after.low), min(before.high, after.high)
+    return replace(after, low=low, high=high, score=min(max(after.score, low), high))
+
+
+def _intervals(found: dict[int, _Found]) -> list[Interval]:
+    return [Interval(layer, one.low, one.high) for layer, one in found.items()]
+
+
+def _scoring(
+    order: list[int], found: dict[int, _Found], cuts: list[int], looks: dict[str, int], device: Device | None
+) -> Scoring:
+    exact = frozenset(layer for layer, one in found.items() if one.exact)
+    used = [found[layer] for layer in order]
+    scores = tuple(
+        Scored(layer, one.score, one.score, one.score) if one.exact else Scored(layer, one.score, one.low, one.high)
+        for layer, one in zip(order, used, strict=True)
     )
-
-
-def read_ahead(layers: Sequence[StreamedLayer]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Each layer with its weights, while a thread reads the next one, and no more than that."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        ahead: Future[tuple[np.ndarray, np.ndarray]] | None = None
-        for index, one in enumerate(layers):
-            query, key = (ahead or reader.submit(one.load)).result()
-            ahead = reader.submit(layers[index + 1].load) if index + 1 < len(layers) else None
-            yield one.layer, query, key
-            # Let go before the next one arrives: two layers are held, never three.
-            del query, key
+    rounding = max(((one.high - one.low) / 2 / one.score for one in used if one.exact and one.score > 0), default=0.0)
+    names = ", ".join(dict.fromkeys(one.name for one in used if one.exact))
+    arithmetic = f"{names}; exact scores are off by less than {rounding:.1e} of themselves" if names else ""
+    if len(exact) < len(used):
+        arithmetic = "; ".join(filter(None, ("float32 sketches", arithmetic)))
+    return Scoring(
+        layers=scores,
+        certainties=tuple(certainty(_intervals(found), cut, exact=exact) for cut in cuts),
+        arithmetic=arithmetic,
+        bound=None if len(exact) == len(used) else BOUND,
+        device="cpu" if device is None else device.words,
+        looks=looks,
+    )

@@ -1,0 +1,79 @@
+"""Work on layers in pairs: while one is computed the next one is read, and where both are there, both are computed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+Result = TypeVar("Result")
+
+# Two, so that reading overlaps with computing and never more than two layers are in memory. Layers side by side also
+# keep two cores busier than one product on both: much of the work is converting, which numpy does on one core.
+_WORKERS = 2
+
+
+class StreamedLayer(Protocol):
+    """One layer of a checkpoint."""
+
+    @property
+    def layer(self) -> int:
+        """Its number."""
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Query and key weights. Called from other threads, one call at a time; again when the layer is looked at more
+        closely."""
+
+
+def in_pairs(
+    layers: Sequence[StreamedLayer], work: Callable[[int, np.ndarray, np.ndarray], Result]
+) -> Iterator[tuple[int, Result]]:
+    """``work(layer, query, key)`` on each layer, results in order. At most two layers are in memory at a time.
+
+    Raises:
+        Exception: what ``load`` or ``work`` raised, for the first layer that it was raised for.
+    """
+    reading = threading.Lock()
+
+    def one(streamed: StreamedLayer) -> Result:
+        with reading:
+            query, key = streamed.load()
+        return work(streamed.layer, query, key)
+
+    if len(layers) < 2:
+        for streamed in layers:
+            yield streamed.layer, one(streamed)
+        return
+    waiting: deque[tuple[int, Future[Result]]] = deque()
+    with blas_threads(max(1, (os.cpu_count() or 1) // _WORKERS)), ThreadPoolExecutor(_WORKERS, "layers") as pool:
+        try:
+            for streamed in layers:
+                waiting.append((streamed.layer, pool.submit(one, streamed)))
+                # One more than the workers waits its turn without being read, so that no worker is ever idle.
+                if len(waiting) > _WORKERS:
+                    layer, future = waiting.popleft()
+                    yield layer, future.result()
+            while waiting:
+                layer, future = waiting.popleft()
+                yield layer, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Hold numpy's BLAS to so many threads, where threadpoolctl is there to do it; without it, work only slows down."""
+    try:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped,unused-ignore]
+    except ImportError:
+        yield
+        return
+    with threadpool_limits(count, user_api="blas"):
+        yield
