@@ -62,6 +62,8 @@ MORE: tuple[Family, ...] = (
     ),
     dataclasses.replace(_more("glm4", "glm"), config_class="GlmConfig", model_class="GlmForCausalLM"),
     _more("gpt-bigcode", "gpt-bigcode-mha", multi_query=False),
+    # As many heads as blocks would hide how they lie in a block.
+    _more("codegen", "codegen-8-heads", num_attention_heads=8),
     _more("phi", "phi-qk-norm", qk_layernorm=True),
     _more("opt", "opt-post-norm", do_layer_norm_before=False),
     _more("deepseek-v3", "deepseek-v3-plain-query", q_lora_rank=None),
@@ -75,7 +77,7 @@ ROWS = {row.name: row for row in (*FAMILIES, *MORE)}
 # The framework multiplies the query by head_dim**-0.5 before the dot product, where others pass that factor on.
 SCALED = {"opt", "opt-post-norm", "whisper"}
 # CodeGen's attention casts to fp32; gatenorm multiplies low-rank factors in fp32.
-ROUNDED = {"codegen", "deepseek-v2", "deepseek-v3", "deepseek-v3-plain-query"}
+ROUNDED = {"codegen", "codegen-8-heads", "deepseek-v2", "deepseek-v3", "deepseek-v3-plain-query"}
 # Its yarn also scales what it rotates; and its experts only work in fp32, where the probe works in fp64.
 PROBED = {
     "gpt-oss": {"rope_scaling": None},
@@ -87,6 +89,7 @@ FUSED = {
     "phi3": Interleaved(),
     "gpt2": Stacked(),
     "codegen": Interleaved(),
+    "codegen-8-heads": Blocks(8),
     "gpt-neox": Stacked(),
     "gpt-bigcode-mha": Stacked(),
     "bloom": Stacked(),

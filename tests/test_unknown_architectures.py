@@ -106,6 +106,7 @@ def test_heads_need_not_share_the_width_where_the_config_gives_their_size() -> N
         (stack(k=(64, 64)), {}, "no number of heads in the config fits"),
         (stack(), {"hidden_size": 48}, "no number of heads in the config fits"),
         (stack(), {"head_dim": 32}, "no number of heads in the config fits"),
+        (stack(k=(48, 64)), {"num_key_value_heads": None}, "no number of heads in the config fits"),
         (stack(q=(128, 64)), {}, "no number of heads in the config fits"),
         (stack(), {"num_attention_heads": None}, "no number of heads.*num_attention_heads, n_head"),
         (
