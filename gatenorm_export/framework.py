@@ -43,6 +43,9 @@ def load_framework_model(spec: ModelSpec, tower: str = "") -> tuple[Any, Any | N
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             first = (str(error).strip().splitlines() or [""])[0]
             raise InputError(f"{spec.path}: transformers cannot load it ({type(error).__name__}: {first})") from error
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+        # Gemma 2 caps its attention scores; torch's fused attention, the default, leaves the cap out.
+        model.set_attn_implementation("eager")
     return model.eval(), load_tokenizer(None, spec)
 
 

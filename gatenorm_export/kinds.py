@@ -84,8 +84,8 @@ class ModelKind:
 
     @property
     def graph(self) -> str:
-        """The file name of the graph that holds the tower."""
-        return SPEECH_GRAPHS[graph_tower(self.tower)] if self.kind.name == "speech" else GRAPH_NAME
+        """The file name of the graph that holds the tower; of a speech model without one, the decoder's."""
+        return SPEECH_GRAPHS[graph_tower(self.tower) or "decoder"] if self.kind.name == "speech" else GRAPH_NAME
 
 
 _FAMILIES: tuple[tuple[str, KindName], ...] = (
