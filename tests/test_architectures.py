@@ -331,6 +331,14 @@ def test_a_missing_tensor_and_a_wrong_shape_are_named() -> None:
         towers_of(architecture, config, {})
 
 
+@pytest.mark.parametrize("name", ["clip-text", "siglip-vision"])
+def test_a_tower_alone_may_be_saved_without_its_name(name: str) -> None:
+    """As transformers 5 saves it."""
+    architecture, config, infos = hand_made(name)
+    shorter = {key.removeprefix("text_model.").removeprefix("vision_model."): info for key, info in infos.items()}
+    assert towers_of(architecture, config, shorter)[0].layers[1].names[0] == "encoder.layers.1.self_attn.q_proj.weight"
+
+
 def test_layers_beyond_those_of_the_config_are_left_out() -> None:
     """DeepSeek V3 keeps the layers that predict further tokens behind the others."""
     architecture, config, infos = hand_made("deepseek-v3", num_hidden_layers=3)

@@ -9,38 +9,33 @@ from gatenorm_export.architectures.adapter import Adapter, DimKeys, Modules, Tow
 # transformers leaves out of a nested config what is its class's default.
 _BASE = (("hidden_size", 768), ("num_hidden_layers", 12), ("num_attention_heads", 12))
 _CLIP_TEXT = (("hidden_size", 512), ("num_hidden_layers", 12), ("num_attention_heads", 8))
-SIGLIP_VISION_DIMS = DimKeys(section="vision_config", defaults=_BASE)
+_TEXT, _VISION = "text_model", "vision_model"
 
-
-def _row(tower: str, dims: DimKeys, name: str = "") -> TowerRow:
-    layers = f"{tower}_model.encoder.layers"
-    return TowerRow(
-        name=name,
-        tensors=(f"{layers}.{{layer}}.self_attn.q_proj.weight", f"{layers}.{{layer}}.self_attn.k_proj.weight"),
-        modules=Modules(layers, "self_attn", "mlp.fc2"),
-        dims=dims,
-        norm=(f"{layers}.{{layer}}.layer_norm1.weight",),
-    )
-
-
-SIGLIP_VISION = _row("vision", DimKeys())
-_TEXT_ALONE = _row("text", DimKeys())
-_VISION_OF_TWO = _row("vision", SIGLIP_VISION_DIMS)
-
-CLIP = Adapter(
-    "clip",
-    (
-        _row("text", DimKeys(section="text_config", defaults=_CLIP_TEXT), "text"),
-        dataclasses.replace(_VISION_OF_TWO, name="vision"),
-    ),
+# A tower alone is saved under its name by transformers 4 and without it by transformers 5.
+_LAYERS = "encoder.layers"
+_ALONE = TowerRow(
+    tensors=(f"{_LAYERS}.{{layer}}.self_attn.q_proj.weight", f"{_LAYERS}.{{layer}}.self_attn.k_proj.weight"),
+    modules=Modules(_LAYERS, "self_attn", "mlp.fc2"),
+    norm=(f"{_LAYERS}.{{layer}}.layer_norm1.weight",),
 )
-CLIP_TEXT = Adapter("clip, text", (_TEXT_ALONE,))
-CLIP_VISION = Adapter("clip, vision", (SIGLIP_VISION,))
-CLIP_CLASSIFIER = Adapter("clip, vision", (_VISION_OF_TWO,))
-SIGLIP = Adapter(
-    "siglip",
-    (
-        _row("text", DimKeys(section="text_config", defaults=_BASE), "text"),
-        dataclasses.replace(_VISION_OF_TWO, name="vision"),
-    ),
+
+
+def _in(parent: str, row: TowerRow = _ALONE) -> TowerRow:
+    return dataclasses.replace(row, modules=dataclasses.replace(row.modules, blocks=f"{parent}.{_LAYERS}"))
+
+
+def _of_two(parent: str, name: str, defaults: tuple[tuple[str, int], ...]) -> TowerRow:
+    dims = DimKeys(section=f"{name}_config", defaults=defaults)
+    return dataclasses.replace(_in(parent), name=name, under=parent, dims=dims)
+
+
+_SIGLIP_VISION = _of_two(_VISION, "vision", _BASE)
+
+CLIP = Adapter("clip", (_of_two(_TEXT, "text", _CLIP_TEXT), _SIGLIP_VISION))
+SIGLIP = Adapter("siglip", (_of_two(_TEXT, "text", _BASE), _SIGLIP_VISION))
+CLIP_TEXT = Adapter("clip, text", (_in(_TEXT),))
+CLIP_VISION = Adapter("clip, vision", (_in(_VISION),))
+CLIP_CLASSIFIER = Adapter(
+    "clip, vision", (dataclasses.replace(_in(_VISION), dims=DimKeys(section="vision_config", defaults=_BASE)),)
 )
+SIGLIP_IN_GEMMA = dataclasses.replace(_in("vision_tower.vision_model", _SIGLIP_VISION), under="vision_tower")

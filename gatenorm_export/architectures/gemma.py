@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from gatenorm_export.architectures.adapter import Adapter, Modules, TowerRow
-from gatenorm_export.architectures.clip import SIGLIP_VISION, SIGLIP_VISION_DIMS
+from gatenorm_export.architectures.clip import SIGLIP_IN_GEMMA
 from gatenorm_export.architectures.llama import GROUPED, INPUT_NORM, SELF_ATTN
 
 _ROW = TowerRow(
@@ -36,11 +36,6 @@ GEMMA3_MULTIMODAL = Adapter(
                 ),
             ),
         ),
-        dataclasses.replace(
-            SIGLIP_VISION,
-            name="vision",
-            modules=dataclasses.replace(SIGLIP_VISION.modules, blocks="vision_tower.vision_model.encoder.layers"),
-            dims=SIGLIP_VISION_DIMS,
-        ),
+        SIGLIP_IN_GEMMA,
     ),
 )
