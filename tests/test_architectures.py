@@ -322,6 +322,10 @@ def test_a_missing_tensor_and_a_wrong_shape_are_named() -> None:
     name = "model.layers.2.self_attn.k_proj.weight"
     with pytest.raises(InputError, match=rf"^config\.json: tensor {name} is missing"):
         towers_of(architecture, config, {key: value for key, value in infos.items() if key != name})
+    with pytest.raises(InputError, match=r"tensor model\.layers\.4\.self_attn\.q_proj\.weight is missing"):
+        towers_of(architecture, {**config, "num_hidden_layers": 10**12}, infos)
+    odd = {f"layers.{'9' * 5000}.self_attn.q_proj.weight": infos[name]}
+    assert towers_of(architecture, config, {**infos, **odd}) == towers_of(architecture, config, infos)
     wrong = {**infos, name: dataclasses.replace(infos[name], shape=(48, 64))}
     with pytest.raises(InputError, match=rf"^w\.safetensors: tensor {name} is \[48, 64\].*\[32, 64\]"):
         towers_of(architecture, config, wrong)

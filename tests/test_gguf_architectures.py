@@ -175,7 +175,7 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None
         ({"attention.head_count_kv": 3}, "layer 0 has 4 query heads, which do not divide among 3"),
         ({"attention.head_count_kv": [2, 2]}, r"head_count_kv is \[2, 2\], where a number for each of 3 layers"),
         ({"attention.key_length": 4}, r"tensor blk\.0\.attn_q\.weight is \[32, 32\], but the config says \[16, 32\]"),
-        ({"block_count": 4}, r"tensor blk\.3\.attn_q\.weight is missing"),
+        ({"block_count": 4_000_000_000}, r"k\.block_count is 4000000000, but tensors blk\.3\.\* are missing"),
     ],
 )
 def test_senseless_metadata_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_other_names_are_refused_with_what_is_there(tmp_path: Path) -> None:
     read, infos = written(tmp_path / "m.gguf", "t5", FIELDS, {"enc.blk.0.attn_q.weight": random(4, 32)})
     with pytest.raises(RefusedError, match=r"t5 has no tensors blk\.N\.\*; it holds enc\.blk\.0"):
         towers_of_gguf(read, infos)
-    read, infos = written(tmp_path / "n.gguf", "k", FIELDS, {"blk.0.attn_norm.weight": random(D)})
+    read, infos = written(tmp_path / "n.gguf", "k", {**FIELDS, "block_count": 1}, {"blk.0.attn_norm.weight": random(D)})
     with pytest.raises(
         InputError, match=r"attn_qkv\.weight is missing; the first block with attention holds attn_norm"
     ):

@@ -134,6 +134,7 @@ def test_doubt_is_refused_with_the_tensors_found(
     [
         (stack(), {"num_attention_heads": "many"}, "^m: num_attention_heads is 'many'"),
         (stack(), {"num_hidden_layers": -3}, "^m: num_hidden_layers is -3"),
+        (stack(), {"num_hidden_layers": 10**12}, r"^m: the config says 1000000000000 layers"),
         (stack(), {"num_hidden_layers": 4}, r"^m: the config says 4 layers, but .* no tensor net\.blocks\.3\.\*"),
         (
             {name: shape for name, shape in stack().items() if name != "net.blocks.1.attn.wk.weight"},

@@ -8,7 +8,7 @@ from typing import Any
 
 from gatenorm_export.architectures.deepseek import LowRank
 from gatenorm_export.architectures.layouts import SEPARATE, Stacked
-from gatenorm_export.architectures.resolving import Tensors, check_tensors, positive, shown
+from gatenorm_export.architectures.resolving import NUMBER, Tensors, check_tensors, positive, shown
 from gatenorm_export.architectures.tower import LayerTensors, Layout, Tower
 from gatenorm_export.errors import InputError, RefusedError
 
@@ -18,9 +18,9 @@ from gatenorm_export.errors import InputError, RefusedError
 _SEPARATE = ("attn_q", "attn_k")
 _FUSED = ("attn_qkv",)
 # Blocks that have a recurrence in the place of attention; its input projection is called attn_qkv in some files.
-_NOT_ATTENTION = re.compile(r"blk\.(\d+)\.(ssm|shortconv|time_mix)\w*(\.|$)")
-_NEXT_TOKENS = re.compile(r"blk\.(\d+)\.nextn\.")
-_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+_NOT_ATTENTION = re.compile(rf"blk\.{NUMBER}\.(ssm|shortconv|time_mix)\w*(\.|$)")
+_NEXT_TOKENS = re.compile(rf"blk\.{NUMBER}\.nextn\.")
+_BLOCK = re.compile(rf"blk\.{NUMBER}\.(\w+)\.weight")
 
 
 def gguf_towers(fields: Mapping[str, Any], tensors: Tensors, *, where: str) -> tuple[Tower, ...]:
@@ -40,6 +40,9 @@ def gguf_towers(fields: Mapping[str, Any], tensors: Tensors, *, where: str) -> t
         raise RefusedError(f"{where}: GGUF architecture {kind} has no tensors blk.N.*; it holds {shown(tensors)}")
     recurrent = {int(match[1]) for name in tensors if (match := _NOT_ATTENTION.match(name))}
     n_layers = positive(fields, f"{kind}.block_count", where)
+    last = max(blocks)
+    if n_layers > last + 1:
+        raise InputError(f"{where}: {kind}.block_count is {n_layers}, but tensors blk.{last + 1}.* are missing")
     # Layers that predict further tokens come last, and count as blocks.
     n_layers -= len({match[1] for name in tensors if (match := _NEXT_TOKENS.match(name))})
     heads = _per_layer(fields, f"{kind}.attention.head_count", n_layers, where)

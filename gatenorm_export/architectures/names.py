@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
+
+from gatenorm_export.architectures.resolving import NUMBER
 
 PAIRS: tuple[tuple[str, str], ...] = (
     ("q_proj", "k_proj"),
@@ -46,6 +49,7 @@ FUSED = frozenset(
 LOW_RANK = frozenset({"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "attn_kv_a_mqa", "attn_q_a"})
 
 _WEIGHT = "weight"
+_NUMBER = re.compile(NUMBER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +65,8 @@ class Pair:
 def numbered(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """A name's parts with "{}" for those that are numbers, and the numbers."""
     parts = name.split(".")
-    numbers = tuple(int(part) for part in parts if part.isdecimal())
-    return tuple("{}" if part.isdecimal() else part for part in parts), numbers
+    numbers = tuple(int(part) for part in parts if _NUMBER.fullmatch(part))
+    return tuple("{}" if _NUMBER.fullmatch(part) else part for part in parts), numbers
 
 
 def word_of(name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gatenorm_export.architectures.names import FUSED, LOW_RANK, Pair, numbered
-from gatenorm_export.architectures.resolving import Tensors, shown
+from gatenorm_export.architectures.resolving import NUMBER, Tensors, shown
 from gatenorm_export.architectures.shapes import tower_of_pair
 from gatenorm_export.architectures.tower import Tower
 from gatenorm_export.errors import RefusedError
@@ -64,7 +64,7 @@ def _matches(option: str, pattern: str, tensors: Tensors, where: str) -> dict[in
             "query and key weights can be named"
         )
     before, after = (re.escape(part) for part in pattern.split(_FIELD))
-    expression = re.compile(rf"{before}(\d+){after}")
+    expression = re.compile(before + NUMBER + after)
     found = {int(match[1]): name for name in tensors if (match := expression.fullmatch(name))}
     if not found:
         templates = {".".join(_FIELD if part == "{}" else part for part in numbered(name)[0]): None for name in tensors}

@@ -13,6 +13,9 @@ from gatenorm_export.errors import InputError, RefusedError
 
 Tensors = Mapping[str, TensorInfo]
 
+NUMBER = "(0|[1-9][0-9]{0,8})"
+"""A layer's number in a name, as an expression: no leading zeros, and short enough for any real one."""
+
 _SHOWN = 6
 """How many names a message lists."""
 
@@ -69,6 +72,8 @@ def _resolve(row: TowerRow, config: Mapping[str, Any], tensors: Tensors, where: 
     layers = []
     for layer in range(n_layers):
         names = tuple(prefix + tail.format(layer=layer) for tail in row.tensors)
+        # At once, not when all are listed: a damaged config may say a billion layers.
+        _require(names, tensors, where)
         norms = (prefix + tail.format(layer=layer) for tail in row.norm)
         layers.append(LayerTensors(layer, names, next((name for name in norms if name in tensors), None)))
     tower = Tower(
@@ -124,10 +129,9 @@ def check_tensors(tower: Tower, tensors: Tensors, where: str) -> None:
         InputError: one is not, or has not.
     """
     for layer in tower.layers:
+        _require(layer.names, tensors, where)
         for name, shape in zip(layer.names, tower.shapes(layer), strict=True):
-            info = tensors.get(name)
-            if info is None:
-                raise InputError(f"{where}: tensor {name} is missing from the checkpoint")
+            info = tensors[name]
             if tuple(info.shape) != shape:
                 raise InputError(
                     f"{info.file}: tensor {name} is {list(info.shape)}, but the config says {list(shape)} "
@@ -136,10 +140,16 @@ def check_tensors(tower: Tower, tensors: Tensors, where: str) -> None:
                 )
 
 
+def _require(names: tuple[str, ...], tensors: Tensors, where: str) -> None:
+    for name in names:
+        if name not in tensors:
+            raise InputError(f"{where}: tensor {name} is missing from the checkpoint")
+
+
 def _prefix(row: TowerRow, tensors: Tensors, n_layers: int, where: str) -> str:
     """What stands before the names of a row in this checkpoint: the same for all layers."""
     before, after = (re.escape(part) for part in row.tensors[0].split("{layer}"))
-    ending = re.compile(rf"(?P<prefix>(?:.*\.)?){before}(?P<layer>\d+){after}")
+    ending = re.compile(rf"(?P<prefix>(?:.*\.)?){before}(?P<layer>{NUMBER}){after}")
     layers: dict[str, set[int]] = {}
     for name in tensors:
         match = ending.fullmatch(name)
