@@ -72,6 +72,8 @@ def test_only_layers_with_attention_are_taken() -> None:
 def test_a_nested_config_is_read() -> None:
     tower = guess(stack(), num_hidden_layers=None, num_attention_heads=None, hidden_size=None, text_config=CONFIG)
     assert (tower.n_layers, tower.n_heads) == (3, 4)
+    shallow = {**CONFIG, "num_hidden_layers": 2}
+    assert guess(stack(), vision_config=shallow).n_layers == 3
     deeper = {"talker": {"text_config": CONFIG}}
     tower = guess(stack(), num_hidden_layers=None, num_attention_heads=None, hidden_size=None, thinker_config=deeper)
     assert (tower.n_layers, tower.n_heads) == (3, 4)

@@ -25,6 +25,9 @@ _HEADS = (
 _KEY_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_head_kv", "num_query_groups")
 _SIZES = ("head_dim", "kv_channels", "attention_head_dim", "d_kv", "head_size", "attention_head_size")
 
+_DEEPEST = 3
+"""How deep models nest the configs of their parts (thinker_config.text_config)."""
+
 Fit = tuple[int, int, int]
 """n_heads, n_kv_heads, head_dim."""
 
@@ -48,11 +51,19 @@ def tower_of_pair(pair: Pair, config: Mapping[str, Any], tensors: Tensors, *, wh
     shapes = f"{pair.query} is {list(query_shape)} and {pair.key} is {list(key_shape)}"
     if len(query_shape) != 2 or len(key_shape) != 2 or query_shape[1] != key_shape[1]:
         raise RefusedError(f"{where}: {shapes}; two matrices of the same width are needed")
-    readings = {
-        (fit, _n_layers(section, max(pair.queries), where)): None
+    last = max(pair.queries)
+    fitting = [
+        (fit, _n_layers(section, last, where))
         for section in _sections(config)
         for fit in _fits(section, query_shape, key_shape, where)
-    }
+    ]
+    # A stack that has fewer layers than there are weights for is not the one meant.
+    readings = {(fit, n_layers): None for fit, n_layers in fitting if n_layers is not None}
+    if fitting and not readings:
+        raise RefusedError(
+            f"{where}: there is {pair.query.replace('{layer}', str(last))}, but the config says fewer layers; which are "
+            "meant cannot be known"
+        )
     if len(readings) != 1:
         why = (
             "no number of heads in the config fits that"
@@ -81,11 +92,11 @@ def tower_of_pair(pair: Pair, config: Mapping[str, Any], tensors: Tensors, *, wh
     )
 
 
-def _sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _sections(config: Mapping[str, Any], depth: int = _DEEPEST) -> Iterator[Mapping[str, Any]]:
     yield config
     for value in config.values():
-        if isinstance(value, Mapping):
-            yield from _sections(value)
+        if isinstance(value, Mapping) and depth:
+            yield from _sections(value, depth - 1)
 
 
 def _one_shape(names: Mapping[int, str], tensors: Tensors, where: str) -> tuple[int, ...]:
@@ -116,15 +127,11 @@ def _fits(section: Mapping[str, Any], query: tuple[int, ...], key: tuple[int, ..
             yield n_heads, n_kv_heads, head_dim
 
 
-def _n_layers(section: Mapping[str, Any], last: int, where: str) -> int:
-    """As many as the config says, or as there are; a stack that has more than the config says is not the one meant."""
-    counts = [count for count in _values(section, _LAYERS, where) if count > last]
-    if not counts and any(section.get(key) is not None for key in _LAYERS):
-        raise RefusedError(
-            f"{where}: there are weights for layer {last}, but the config says fewer layers; which are meant cannot be "
-            "known"
-        )
-    return min(counts, default=last + 1)
+def _n_layers(section: Mapping[str, Any], last: int, where: str) -> int | None:
+    """As many as the config says, or as there are; None where it says fewer than there are."""
+    said = list(_values(section, _LAYERS, where))
+    enough = [count for count in said if count > last]
+    return min(enough, default=None if said else last + 1)
 
 
 def _refuse_gaps(pair: Pair, n_layers: int, tensors: Tensors, where: str) -> None:
