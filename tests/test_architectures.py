@@ -20,6 +20,8 @@ from gatenorm_export.architectures import ADAPTERS, LayerTensors, Tower, adapter
 from gatenorm_export.architectures.layouts import Blocks, Interleaved, Stacked
 from gatenorm_export.checkpoints import TensorInfo
 from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.scoring import ScoreRequest, score_model
+from gatenorm_export.sources import resolve_model
 from tests.attention_probe import gate_norms, query_and_key
 
 torch = pytest.importorskip("torch")
@@ -145,6 +147,9 @@ def test_scores_are_those_of_the_weights_that_attention_uses(name: str, tmp_path
     config, arrays, infos = saved(model, tmp_path)
     architecture = config["architectures"][0]
     towers = towers_of(architecture, config, infos)
+    spec = resolve_model(str(tmp_path))
+    records = [score_model(spec), score_model(spec, ScoreRequest(variant="per-head"))]
+    written = [{(entry.tower, entry.layer): entry.score for entry in record.layers} for record in records]
     for tower in towers:
         if name == "gemma3-multimodal" and tower.name == "vision":
             continue  # only runs with images, whose number of tokens is fixed; the same rows as SigLIP's
@@ -157,6 +162,7 @@ def test_scores_are_those_of_the_weights_that_attention_uses(name: str, tmp_path
             expected = [value * factor for value in gate_norms(weights)]
             tolerance = 1e-6 if name in ROUNDED else 1e-9
             assert score(tower, layer, arrays) == pytest.approx(expected, rel=tolerance), (tower.name, layer.layer)
+            assert [scores[tower.name, layer.layer] for scores in written] == pytest.approx(expected, rel=1e-6)
             if "deepseek" in name:
                 joined = tower.joined()
                 assert (joined.n_heads, joined.head_dim) == (1, 24)

@@ -61,8 +61,8 @@ def tower_of_pair(pair: Pair, config: Mapping[str, Any], tensors: Tensors, *, wh
     readings = {(fit, n_layers): None for fit, n_layers in fitting if n_layers is not None}
     if fitting and not readings:
         raise RefusedError(
-            f"{where}: there is {pair.query.replace('{layer}', str(last))}, but the config says fewer layers; which are "
-            "meant cannot be known"
+            f"{where}: there is {pair.query.replace('{layer}', str(last))}, but the config says fewer layers; which "
+            "are meant cannot be known"
         )
     if len(readings) != 1:
         why = (
