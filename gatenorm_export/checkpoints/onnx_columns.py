@@ -1,9 +1,10 @@
 """Which outputs of which projections arrive where in an attention: relayouts followed with numbered columns.
 
 Every output column of a projection gets a number, and the nodes between projection and attention are carried out on
-those numbers with numpy, for one batch of one token where lengths are open: reshapes, transposes, splits and gathers move them as they would
-move the values, whatever the exporter's way to lay out heads. Where a node mixes two columns, as rotary embeddings do,
-the smaller and the larger number are kept. Biases, norms, scales and casts leave columns where they are.
+those numbers with numpy, for one batch of one token where lengths are open: reshapes, transposes, splits and gathers
+move them as they would move the values, whatever the exporter's way to lay out heads. Where a node mixes two columns,
+as rotary embeddings do, the smaller and the larger number are kept. Biases, norms, scales and casts leave columns where
+they are.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from gatenorm_export.checkpoints.onnx_heads import Heads, Untraced, trace_heads
 from gatenorm_export.checkpoints.onnx_projections import Projection
 from gatenorm_export.checkpoints.tensors import StoredTensor, TensorInfo
 from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.silence import silenced
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -151,7 +152,9 @@ def _towers(graph: Path, chains: dict[str, _Chain]) -> list[dict[str, Any]]:
     from graph_passes import Dataflow, InlineAttentionFunctions, find_attention
 
     InlineAttentionFunctions()(model)
-    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    with silenced():
+        # Some graphs contradict their own shapes; what cannot be inferred stays unknown.
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
     try:
         flow = Dataflow(model)
         found = find_attention(model, flow)

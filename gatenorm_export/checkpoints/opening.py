@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from gatenorm_export.checkpoints import torch_file
 from gatenorm_export.checkpoints.gguf_file import GgufSource
 from gatenorm_export.checkpoints.onnx_file import OnnxSource
-from gatenorm_export.checkpoints.ranges import Folder, LocalFolder
+from gatenorm_export.checkpoints.packed import UnpackedSource, is_packed
+from gatenorm_export.checkpoints.ranges import Folder, LocalFolder, read_json
 from gatenorm_export.checkpoints.remote import RemoteFolder, is_remote, split_url
 from gatenorm_export.checkpoints.safetensors_file import INDEX, SINGLE, SafetensorsSource, read_weight_map
 from gatenorm_export.checkpoints.tensors import TensorSource
@@ -62,4 +64,16 @@ def open_checkpoint(source: str, place: str) -> Iterator[TensorSource]:
     else:
         opened = SafetensorsSource(folder, weight_map=read_weight_map(folder, INDEX))
     with contextlib.closing(opened):
-        yield opened
+        if isinstance(opened, SafetensorsSource | TorchSource) and is_packed(opened.names):
+            yield UnpackedSource(opened, _quantisation(folder))
+        else:
+            yield opened
+
+
+def _quantisation(folder: Folder) -> dict[str, Any]:
+    """What the config says of the quantiser; AutoGPTQ wrote a file of its own."""
+    config = read_json(folder, "config.json") if folder.has("config.json") else {}
+    found = config.get("quantization_config")
+    if not isinstance(found, dict):
+        found = read_json(folder, "quantize_config.json") if folder.has("quantize_config.json") else {}
+    return found

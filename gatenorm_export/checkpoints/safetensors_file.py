@@ -94,6 +94,11 @@ class SafetensorsSource:
         )
 
     @property
+    def where(self) -> str:
+        """The folder, for messages."""
+        return self._folder.name
+
+    @property
     def names(self) -> Mapping[str, str]:
         """Tensor name -> file name; nothing is opened to tell."""
         return self._holder

@@ -76,6 +76,11 @@ class TorchSource:
         return TensorInfo(name, tuple(tensor.shape), dtype, tensor.numel() * tensor.element_size(), where)
 
     @property
+    def where(self) -> str:
+        """The folder, for messages."""
+        return str(self._folder)
+
+    @property
     def names(self) -> Mapping[str, str]:
         """Tensor name -> file name; no shard is opened to tell."""
         return self._holder
