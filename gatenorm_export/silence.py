@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -25,6 +27,28 @@ def silenced() -> Iterator[None]:
                 yield
     finally:
         logging.disable(previous)
+
+
+@contextlib.contextmanager
+def silent_natives() -> Iterator[None]:
+    """While the block runs, drop what native code writes to the process's standard output.
+
+    A failing trace of torch prints its whole graph there, past Python's own ``sys.stdout``.
+    """
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:
+        # Closed, as under some service managers: then nothing can be written there either.
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gatenorm_export.artifacts import sha256_of
+from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.comparing.faithfulness import check_faithfulness
 from gatenorm_export.comparing.inputs import QualityInputs
 from gatenorm_export.comparing.latency import device_name, measure_latency
@@ -139,9 +140,10 @@ def compare_graphs(
     kind = _kind(pair, spec)
     request.check(kind)
     faithfulness = _faithfulness(pair, spec, reason, kind, progress)
-    quality = kind.kind.function("quality")(base, pruned, request.inputs, spec, progress=progress)
     measure = kind.kind.function("latency")
-    latency: Latency | None = measure(base, pruned, spec, progress=progress) if request.latency else None
+    with runtime_failures(f"{base} or {pruned}"):
+        quality = kind.kind.function("quality")(base, pruned, request.inputs, spec, progress=progress)
+        latency: Latency | None = measure(base, pruned, spec, progress=progress) if request.latency else None
     repair_latency = _repair_latency(pair, progress) if request.latency and pair.repair is not None else None
     tower, dropped, n_layers = pair.judged
     thresholds = check_limits(request.limits, quality, latency)

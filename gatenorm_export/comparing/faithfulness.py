@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gatenorm_export.errors import RefusedError, needs
+from gatenorm_export.comparing.failures import runtime_failures
+from gatenorm_export.errors import needs
 from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.kinds import kind_of
 from gatenorm_export.progress import Progress, Quiet
@@ -56,14 +57,8 @@ def check_faithfulness(
             model, _ = load_framework_model(spec, tower)
     check = kind.function("faithfulness")
     options = {"repairs": repairs} if kind.calibrates else {"tower": tower, "cross": cross}
-    try:
+    with runtime_failures(str(graph)):
         result: Faithfulness = check(graph, spec, dropped, model, progress=progress, **options)
-    except Exception as error:
-        # ONNX Runtime's exceptions have no base of their own.
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise RefusedError(f"{graph}: loads, but fails on other inputs than it was traced with ({first})") from error
     return result
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
 from gatenorm_export.errors import needs
+from gatenorm_export.framework import table_of_positions
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Latency, LatencyRow, ModelSpec
 
@@ -60,8 +61,11 @@ def measure_latency(
 
 
 def decoder_latency(base: Path, pruned: Path, spec: ModelSpec | None, *, progress: Progress) -> Latency:
-    """:func:`measure_latency` as every kind of model has it; a graph tells a decoder's shapes by itself."""
-    return measure_latency(base, pruned, progress=progress)
+    """:func:`measure_latency` of the usual lengths, as far as the model's table of positions goes, where it has one."""
+    # One less: a decode step comes after as many.
+    longest = (table_of_positions(base.parent, spec) or SEQUENCES[-1] + 1) - 1
+    sequences = sorted({min(sequence, longest) for sequence in SEQUENCES})
+    return measure_latency(base, pruned, sequences=sequences, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from gatenorm_export.comparing.inputs import QualityInputs
 from gatenorm_export.comparing.text import Text, load_text, random_tokens, tokenize
 from gatenorm_export.errors import InputError, RefusedError, needs
+from gatenorm_export.framework import table_of_positions
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import ModelSpec, Quality
 from gatenorm_export.silence import silent_polygraphy
@@ -80,7 +81,8 @@ def decoder_quality(
             raise InputError(f"{base.parent}: holds no tokenizer to read --text with; copy the model's tokenizer there")
         text, tokens = random_tokens(_vocabulary(base), inputs.max_text_tokens)
         progress.say("no tokenizer was found: quality is measured on random tokens, where perplexity means little")
-    return measure_quality(base, pruned, tokens, text, progress=progress)
+    longest = table_of_positions(base.parent, spec) or WINDOW_TOKENS
+    return measure_quality(base, pruned, tokens, text, window=min(longest, WINDOW_TOKENS), progress=progress)
 
 
 def _vocabulary(graph: Path) -> int:
@@ -91,13 +93,20 @@ def _vocabulary(graph: Path) -> int:
 
 
 def measure_quality(
-    base: Path, pruned: Path, tokens: np.ndarray, text: Text, *, progress: Progress | None = None
+    base: Path,
+    pruned: Path,
+    tokens: np.ndarray,
+    text: Text,
+    *,
+    window: int = WINDOW_TOKENS,
+    progress: Progress | None = None,
 ) -> Quality:
     """Perplexity, KL(base || pruned), top-k and greedy agreement on ``tokens`` [n] of ``text``.
 
-    Windows of 256 tokens; loss is the mean negative log likelihood in nats, perplexity its exponential. Top-k agreement
-    is the mean share of the k likeliest tokens that both have in common. Greedy agreement is the share of equal tokens
-    over 32 greedily continued ones behind each of four passages of the text, every graph continuing its own.
+    Windows of 256 tokens, or fewer where a model takes no more; loss is the mean negative log likelihood in nats,
+    perplexity its exponential. Top-k agreement is the mean share of the k likeliest tokens that both have in
+    common. Greedy agreement is the share of equal tokens over 32 greedily continued ones behind each of four
+    passages of the text, every graph continuing its own.
 
     Raises:
         MissingPartError: onnxruntime or polygraphy is not installed.
@@ -106,15 +115,15 @@ def measure_quality(
     progress = progress or Quiet()
     with needs("ort", "comparing"):
         from gatenorm_export.comparing.runners import OnnxDecoder
-    windows = [tokens[start : start + WINDOW_TOKENS] for start in range(0, len(tokens), WINDOW_TOKENS)]
-    windows = [window for window in windows if len(window) > 1]
+    windows = [tokens[start : start + window] for start in range(0, len(tokens), window)]
+    windows = [part for part in windows if len(part) > 1]
     sums = QualitySums()
     equal, continued = 0, 0
     with silent_polygraphy(), OnnxDecoder(base, "base") as first, OnnxDecoder(pruned, "pruned") as second:
         with progress.task("measure quality", total=len(windows)) as bar:
-            for window in windows:
-                logits = [_prefill(runner, window[None])[0] for runner in (first, second)]
-                sums.add(logits[0][:-1], logits[1][:-1], window[1:])
+            for part in windows:
+                logits = [_prefill(runner, part[None])[0] for runner in (first, second)]
+                sums.add(logits[0][:-1], logits[1][:-1], part[1:])
                 bar.advance()
         starts = np.linspace(0, max(len(tokens) - GREEDY_PROMPT_TOKENS, 0), GREEDY_PROMPTS).astype(int)
         with progress.task("compare greedy continuations", total=len(starts)) as bar:

@@ -14,7 +14,7 @@ from gatenorm_export.graphs import GRAPH_NAME, claim_place, load_graph, manifest
 from gatenorm_export.kinds import SPEECH_GRAPHS, ModelKind, graph_tower, kind_of
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import ExportedGraph, FileDigest, ModelSpec
-from gatenorm_export.silence import silenced
+from gatenorm_export.silence import silenced, silent_natives
 
 
 def export_model(spec: ModelSpec, output: Path, *, tower: str = "", progress: Progress | None = None) -> ExportedGraph:
@@ -46,7 +46,7 @@ def export_model(spec: ModelSpec, output: Path, *, tower: str = "", progress: Pr
     for graph in graphs:
         claim_place(folder / graph)
     with staged_folder(folder) as staging:
-        with progress.task("export to ONNX"), silenced():
+        with progress.task("export to ONNX"), silenced(), silent_natives():
             _export(spec, kind, model, tokenizer, staging)
         if as_file:
             _keep_graph_alone(staging, name)
