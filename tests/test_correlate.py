@@ -323,14 +323,19 @@ def test_a_missing_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.real
-def test_smollm2_is_measured_on_the_shipped_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "n_layers", "warns"), [("smollm2", 30, False), ("minilm", 6, True)])
+def test_the_demo_models_are_measured_on_the_shipped_text(
+    tmp_path: Path, name: str, n_layers: int, warns: bool
+) -> None:
+    """Both outcomes on real weights: SmolLM2's mute layers are Gate-Norm's, those of MiniLM are not."""
     from importlib import resources
 
     shipped = resources.files("gatenorm_export.comparing").joinpath("texts/default.txt")
     file = tmp_path / "prose.txt"
     file.write_text(shipped.read_text(encoding="utf-8"))
     options = ["--max-text-tokens", "512", "-o", str(tmp_path), "--quiet"]
-    assert main(["correlate", "smollm2", "--text", str(file), *options]) == 0
+    assert main(["correlate", name, "--text", str(file), *options]) == 0
     report = CorrelationReport.load(tmp_path / "correlation.json")
-    assert len(report.layers) == 30
+    assert len(report.layers) == n_layers
     assert all(0 < entry.norm_ratio < 100 and 0 < entry.cosine < 2 for entry in report.layers)
+    assert (report.warning is not None) == warns

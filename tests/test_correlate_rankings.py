@@ -54,6 +54,7 @@ def test_more_than_half_of_all_layers_apart_disagrees_although_the_cut_is_shared
     assert found.shared == (0,)
     # Places 1..7 become 7..1: layers 1, 2, 6, 7 move by 6 and 4, the others by 2 or 0, and 2 is not more than 8 / 4.
     assert (found.apart, found.disagrees) == ((1, 2, 6, 7), False)
+    assert "Gate-Norm have the same lowest layer, Spearman" in found.sentence
     worse = agreement("cosine", ranking(EIGHT), ranking([0, 5, 6, 7, 4, 1, 2, 3]), 1)
     assert (worse.apart, worse.disagrees) == ((1, 2, 3, 5, 6, 7), True)
     assert "place 6 of 8 layers more than a quarter of the ranking apart: they disagree" in worse.sentence

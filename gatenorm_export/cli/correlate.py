@@ -22,8 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "importance of every layer, by forward passes of the framework model; one table, one plot, and a\n"
         "warning when they disagree on more than half of the layers."
     )
-    parser.epilog = "example:\n  gatenorm correlate smollm2 --text book.txt --drop 8 -o correlation/"
-    parser.add_argument("model", help="a checkpoint on disk as `gatenorm score` takes it, a hub id, or smollm2")
+    parser.epilog = (
+        "examples:\n  gatenorm correlate smollm2 --text book.txt --drop 8 -o correlation/\n"
+        "  gatenorm correlate minilm --text book.txt"
+    )
+    parser.add_argument("model", help="a checkpoint on disk as `gatenorm score` takes it, a hub id, smollm2 or minilm")
     parser.add_argument("--text", type=Path, metavar="FILE", required=True, help="the text to measure on, UTF-8")
     parser.add_argument(
         "-o", "--out", type=Path, help="a folder (correlation.json and correlation.svg in it) or a .json file"

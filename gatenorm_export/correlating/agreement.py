@@ -70,9 +70,12 @@ def _sentence(found: Agreement, cut: int, n_layers: int) -> str:
     rho = "not defined" if found.spearman_rho is None else two_digits(found.spearman_rho)
     word = WORDS[found.measure]
     verdict = "disagree on more than half of the layers" if found.disagrees else "agree on at least half of the layers"
-    lowest_words = f"{len(found.shared)} of the {cut} lowest layers" if cut > 1 else f"{len(found.shared)} lowest layer"
+    if cut > 1:
+        lowest_words = f"share {len(found.shared)} of the {cut} lowest layers ({found.by_chance:.1f} by chance)"
+    else:
+        lowest_words = "have the same lowest layer" if found.shared else "have different lowest layers"
     return (
-        f"{word[0].upper()}{word[1:]} and Gate-Norm share {lowest_words} ({found.by_chance:.1f} by chance), Spearman "
-        f"{rho}, and place {len(found.apart)} of {n_layers} layers more than a quarter of the ranking apart: they "
+        f"{word[0].upper()}{word[1:]} and Gate-Norm {lowest_words}, Spearman {rho}, "
+        f"and place {len(found.apart)} of {n_layers} layers more than a quarter of the ranking apart: they "
         f"{verdict}."
     )
