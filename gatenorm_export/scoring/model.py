@@ -68,6 +68,9 @@ def score_model(
             for weights in chosen:
                 norms = {layer.layer: layer.norm for layer in weights.tower.layers}
                 require_norms(spec.name, weights.tower.name, norms)
+        if request.variant == "all-heads":
+            # The gate matrix of all heads together stays the same, and latent attention becomes one small head.
+            chosen = tuple(replace(weights, tower=weights.tower.joined()) for weights in chosen)
         parts = [_score_tower(weights, request, progress) for weights in chosen]
         shifted = [_fold(part, weights, request, progress) for part, weights in zip(parts, chosen, strict=True)]
     return _record(spec, request, parts, shifted)
@@ -148,6 +151,8 @@ def _finite(
         )
     except NotFinite as error:
         raise weights.damage(next(one.tensors for one in layers if one.layer == error.layer)) from error
+    except ValueError as error:
+        raise InputError(f"{weights.where}: cannot be scored ({error})") from error
 
 
 class _Layer:
