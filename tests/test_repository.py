@@ -92,6 +92,8 @@ def test_the_command_line_answers_without_heavy_packages(arguments: list[str]) -
                 "evaluating",
                 "recovering",
                 "reporting",
+                "architectures",
+                "checkpoints",
                 "scoring",
                 "sweeping",
             )

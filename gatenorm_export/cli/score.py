@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,10 +192,12 @@ def score_table(scores: LayerScores, marks: dict[int, str]) -> Table:
     table.add_column("", min_width=_BAR_WIDTH)
     table.add_column("")
     highest = max(entry.score for entry in scores.layers) or 1.0
+    # Four digits of the highest score, and never less than one behind the point.
+    decimals = max(1, 3 - math.floor(math.log10(highest)))
     for entry in scores.layers:
         mark = marks.get(entry.layer, "")
         bar = "█" * max(1, round(_BAR_WIDTH * entry.score / highest))
         width = "" if entry.low is None or entry.high is None else f"{(entry.high - entry.low) / 2:.2g}"
-        cells = (str(entry.layer), f"{entry.score:.1f}", *((width,) if sketched else ()), bar, mark)
+        cells = (str(entry.layer), f"{entry.score:.{decimals}f}", *((width,) if sketched else ()), bar, mark)
         table.add_row(*cells, style="bold red" if mark else None)
     return table
