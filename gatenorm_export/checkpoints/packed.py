@@ -75,6 +75,7 @@ class UnpackedSource:
         self._origin: dict[str, str] = {**dict.fromkeys(foreign, ""), **own, **packed}
         self._foreign = foreign
         self.tensors: Mapping[str, TensorInfo] = _Listing(self._origin, self._info)
+        self.fields: Mapping[str, Any] = {}
 
     def read(self, name: str) -> StoredTensor:
         """See :class:`gatenorm_export.checkpoints.TensorSource`."""

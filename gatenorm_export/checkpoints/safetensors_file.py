@@ -137,7 +137,8 @@ def read_weight_map(folder: Folder, index: str = INDEX) -> dict[str, str]:
         raise InputError(f"{where}: has no weight_map")
     for name, shard in weight_map.items():
         # A name with a slash, or "..", would lead out of the folder; a backslash does on Windows.
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard or ":" in shard:
+        plain = isinstance(shard, str) and PurePosixPath(shard).name == shard and shard not in {"", ".", ".."}
+        if not plain or "\\" in shard or ":" in shard:
             raise InputError(f"{where}: names {shard} for {name}, which is not a file of this folder; refused")
     return weight_map
 
