@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -57,15 +58,18 @@ def load_config(folder: Path, spec: ModelSpec | None) -> Any:
         InputError: there is none, or it cannot be read.
     """
     with needs("export", "reading the model's config"):
-        from transformers import AutoConfig
+        import transformers
     places = [folder, *([Path(spec.path)] if spec is not None and spec.source == "safetensors" else [])]
     place = next((place for place in places if (place / "config.json").is_file()), None)
     if place is None:
         raise InputError(f"{folder}: holds no config.json, which tells what to feed the graph; copy the model's there")
     with silenced():
         try:
-            return AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("model_type")
+            # A tower of SigLIP is a model of its own that transformers' automatic classes do not know.
+            loader = getattr(transformers, "SiglipTextConfig" if kind == "siglip_text_model" else "AutoConfig")
+            return loader.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             first = (str(error).strip().splitlines() or [""])[0]
             raise InputError(f"{place / 'config.json'}: transformers cannot read it ({first})") from error
 

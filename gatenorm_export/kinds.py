@@ -105,6 +105,7 @@ _FAMILIES: tuple[tuple[str, KindName], ...] = (
 
 _HEADS: dict[str, tuple[str, Measure]] = {
     "Model": ("feature-extraction", "embeddings"),
+    "ModelWithProjection": ("feature-extraction", "embeddings"),
     "ForMaskedLM": ("fill-mask", "classes"),
     "ForSequenceClassification": ("text-classification", "classes"),
     "ForTokenClassification": ("token-classification", "classes"),
@@ -113,8 +114,8 @@ _HEADS: dict[str, tuple[str, Measure]] = {
 """The rest of its name -> optimum's task, and the measure that fits what comes out."""
 
 _TOWERS: dict[tuple[str, str], str] = {
-    ("CLIPModel", "vision"): "CLIPVisionModel",
-    ("CLIPModel", "text"): "CLIPTextModel",
+    ("CLIPModel", "vision"): "CLIPVisionModelWithProjection",
+    ("CLIPModel", "text"): "CLIPTextModelWithProjection",
     ("SiglipModel", "vision"): "SiglipVisionModel",
     ("SiglipModel", "text"): "SiglipTextModel",
 }

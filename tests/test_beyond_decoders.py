@@ -250,26 +250,46 @@ def test_every_cross_attention_of_whisper_can_go_and_one_layer_of_its_decoder_st
     assert "keep one such layer" in capsys.readouterr().err
 
 
-def test_of_clip_one_tower_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from transformers import CLIPConfig, CLIPModel
+@pytest.fixture(scope="module")
+def two_towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """CLIP and SigLIP, both towers of each: folders by name."""
+    import transformers
 
     common = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
-    model = CLIPModel(
-        CLIPConfig(
-            text_config={**common, "vocab_size": VOCAB, "max_position_embeddings": 32},
-            vision_config={**common, "image_size": 16, "patch_size": 4},
-            projection_dim=32,
+    text = {**common, "vocab_size": VOCAB, "max_position_embeddings": 64, "pad_token_id": 2, "eos_token_id": 1}
+    folders = {}
+    for name in ("CLIP", "Siglip"):
+        config = getattr(transformers, f"{name}Config")(
+            text_config={**text, "bos_token_id": 0}, vision_config={**common, "image_size": 16, "patch_size": 4}
         )
-    )
-    model.save_pretrained(tmp_path / "clip")
-    arguments = [str(tmp_path / "clip"), "--drop", "1", "--flavour", "none", "--no-latency", "--quiet"]
-    assert main(["run", *arguments, "--out", str(tmp_path / "none")]) == 5
-    assert "text, vision" in capsys.readouterr().err
-    assert main(["run", *arguments, "--out", str(tmp_path / "vision"), "--tower", "vision"]) == 0
-    report = ComparisonReport.load(tmp_path / "vision" / "compare.json")
+        model = getattr(transformers, f"{name}Model")(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.data.normal_(0.0, 0.2)
+        folders[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("name", ["CLIP", "Siglip"])
+def test_of_two_towers_one_is_exported_alone(name: str, tower: str, two_towers, tmp_path: Path) -> None:
+    arguments = [str(two_towers[name]), "--drop", "1", "--flavour", "none", "--no-latency", "--quiet"]
+    assert main(["run", *arguments, "--out", str(tmp_path), "--tower", tower]) == 0
+    report = ComparisonReport.load(tmp_path / "compare.json")
     assert report.faithfulness.passed
-    assert (report.tower, report.n_layers, report.base_sizes.facts.n_attention) == ("vision", 3, 3)
-    assert main(["export", str(tmp_path / "clip"), "-o", str(tmp_path / "both"), "--quiet"]) == 5
+    assert (report.tower, report.n_layers, report.base_sizes.facts.n_attention) == (tower, 3, 3)
+    assert report.quality.measure == "embeddings"
+    own = {"CLIP": {"text": "text_embeds", "vision": "image_embeds"}}.get(name, {}).get(tower, "pooler_output")
+    assert report.quality.embedding == own
+    assert report.quality.text.startswith("random tokens" if tower == "text" else "64 synthetic images")
+
+
+def test_of_two_towers_one_must_be_named(two_towers, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(two_towers["CLIP"]), "--drop", "1", "--flavour", "none", "--out", str(tmp_path / "run"), "--quiet"]
+    assert main(["run", *arguments]) == 5
+    assert "text, vision" in capsys.readouterr().err
+    assert main(["export", str(two_towers["CLIP"]), "-o", str(tmp_path / "both"), "--quiet"]) == 5
     assert "--tower text|vision" in capsys.readouterr().err
 
 

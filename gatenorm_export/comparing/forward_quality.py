@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def encoder_quality(
         rng = np.random.default_rng(0)
         rows = list(rng.integers(1, config.vocab_size, size=(_RANDOM_ROWS, _RANDOM_LENGTH)))
         rows = [row[: longest_text(config)] for row in rows]
-        name, sha256 = "random tokens (the model has no tokenizer)", ""
+        name = "random tokens (the model has no tokenizer)"
+        sha256 = hashlib.sha256(np.concatenate(rows).tobytes()).hexdigest()
     else:
         text = load_text(inputs.text)
         name, sha256 = text.name, text.sha256

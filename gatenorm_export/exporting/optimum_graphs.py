@@ -28,6 +28,16 @@ _RELATIVES: dict[str, str] = {
 go unnoticed: every export is held against the framework model before it is kept."""
 
 
+_TEXT, _IMAGE = ("input_ids", "attention_mask"), ("pixel_values",)
+_TOWERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "CLIPTextModel": (_TEXT, ("last_hidden_state", "pooler_output")),
+    "CLIPTextModelWithProjection": (_TEXT, ("text_embeds", "last_hidden_state")),
+    "CLIPVisionModelWithProjection": (_IMAGE, ("image_embeds", "last_hidden_state")),
+    "SiglipTextModel": (_TEXT, ("last_hidden_state", "pooler_output")),
+}
+"""One tower of a model of two, which optimum only exports whole or under other names: inputs, and outputs in order."""
+
+
 def optimum_export(model: Any, folder: Path, task: str, **shapes: int) -> None:
     """Write the ONNX graphs of ``task`` and the configs into ``folder``.
 
@@ -40,6 +50,8 @@ def optimum_export(model: Any, folder: Path, task: str, **shapes: int) -> None:
     with needs("export", "exporting"):
         from optimum.exporters.onnx import onnx_export_from_model
     options: dict[str, Any] = dict(shapes)
+    if type(model).__name__ in _TOWERS:
+        options["custom_onnx_configs"] = {"model": _tower_description(model)}
     relative = _RELATIVES.get(model.config.model_type)
     if relative is not None and not _described(model.config.model_type):
         options["custom_onnx_configs"] = {"model": _description(relative, task, model.config)}
@@ -63,6 +75,34 @@ def _description(relative: str, task: str, config: Any) -> Any:
     )
     with_past = task.endswith("-with-past")
     return constructor(config, use_past=with_past, use_past_in_inputs=with_past)
+
+
+def _tower_description(model: Any) -> Any:
+    from optimum.exporters.onnx.config import TextEncoderOnnxConfig, VisionOnnxConfig
+    from optimum.utils import NormalizedTextConfig, NormalizedVisionConfig
+
+    taken, given = _TOWERS[type(model).__name__]
+    axes = {
+        "input_ids": {0: "batch_size", 1: "sequence_length"},
+        "attention_mask": {0: "batch_size", 1: "sequence_length"},
+        "pixel_values": {0: "batch_size"},
+        "last_hidden_state": {0: "batch_size", 1: "sequence_length"} if taken is _TEXT else {0: "batch_size"},
+    }
+    base = TextEncoderOnnxConfig if taken is _TEXT else VisionOnnxConfig
+
+    class Description(base):  # type: ignore[misc, valid-type]
+        NORMALIZED_CONFIG_CLASS = NormalizedTextConfig if taken is _TEXT else NormalizedVisionConfig
+        DEFAULT_ONNX_OPSET = 18
+
+        @property
+        def inputs(self) -> dict[str, dict[int, str]]:
+            return {name: axes[name] for name in taken}
+
+        @property
+        def outputs(self) -> dict[str, dict[int, str]]:
+            return {name: axes.get(name, {0: "batch_size"}) for name in given}
+
+    return Description(model.config, task="feature-extraction")
 
 
 @contextlib.contextmanager
