@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatenorm_export.scoring import gate_norm
-from gatenorm_export.scoring.certify import Interval, certainty, undecided
+from gatenorm_export.scoring.certify import Interval, certainty, most_urgent, undecided
 from gatenorm_export.scoring.gate_norm import _compute, exact_score
 from gatenorm_export.scoring.sketch import BlockSigns, sketch
 
@@ -176,7 +176,16 @@ def test_what_overlaps_the_cut_is_undecided_and_nothing_else() -> None:
     assert undecided(bounds, 2) == undecided(bounds, 4) == ()
     assert undecided(bounds, 0) == undecided(bounds, 5) == ()
     assert not certainty(bounds, 3).certain
-    assert certainty(bounds, 3, exact=frozenset({1, 2})).tied == (1, 2)
+    assert most_urgent(bounds, 3) == (1, 2)
+    final = [Interval(one.layer, one.low, one.high, final=one.layer in (1, 2)) for one in bounds]
+    assert most_urgent(final, 3) == ()
+    assert certainty(final, 3).tied == (1, 2)
+
+
+def test_the_two_intervals_that_reach_furthest_across_the_cut_come_first() -> None:
+    low, high = [Interval(0, 1, 6), Interval(1, 1, 8), Interval(2, 3, 5)], [Interval(3, 4, 20), Interval(4, 7, 9)]
+    assert most_urgent([*low, *high], 3) == (1, 3)
+    assert most_urgent([*low, Interval(3, 4, 20, final=True), Interval(4, 7, 9)], 3) == (1, 4)
 
 
 def test_equal_scores_are_decided_by_depth() -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Interval:
-    """A layer and the interval that holds its score."""
+    """A layer and the interval that holds its score. ``final`` intervals cannot be made narrower."""
 
     layer: int
     low: float
     high: float
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,27 @@ def undecided(intervals: Sequence[Interval], n: int) -> tuple[int, ...]:
     return tuple(open_layers)
 
 
-def certainty(intervals: Sequence[Interval], n: int, *, exact: frozenset[int] = frozenset()) -> Certainty:
-    """The state of one cut. Layers that are still undecided although all of them were scored exactly are tied."""
+def most_urgent(intervals: Sequence[Interval], n: int) -> tuple[int, ...]:
+    """Which layers to look at next so that the ``n`` lowest become certain: none when they are, or cannot be.
+
+    Of the undecided layers that look low the one whose interval reaches highest, and of those that look high the one
+    whose interval reaches lowest: what is said of these two decides the most (LUCB, Kalyanakrishnan et al., ICML 2012).
+    """
+    left = frozenset(undecided(intervals, n))
+    ranked = sorted(intervals, key=lambda one: (one.low + one.high, -one.layer))
+    low = [one for one in ranked[:n] if one.layer in left and not one.final]
+    high = [one for one in ranked[n:] if one.layer in left and not one.final]
+    chosen = [max(low, key=lambda one: one.high).layer] if low else []
+    return (*chosen, min(high, key=lambda one: one.low).layer) if high else tuple(chosen)
+
+
+def certainty(intervals: Sequence[Interval], n: int) -> Certainty:
+    """The state of one cut. Layers that are still undecided although their intervals are final are tied."""
     left = undecided(intervals, n)
     if not left:
         return Certainty(n, certain=True, tied=_equal_across(intervals, n))
-    return Certainty(n, certain=False, tied=left if exact.issuperset(left) else ())
+    final = {one.layer for one in intervals if one.final}
+    return Certainty(n, certain=False, tied=left if final.issuperset(left) else ())
 
 
 def _surely_before(one: Interval, other: Interval) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from gatenorm_export.progress import Task
-from gatenorm_export.scoring.certify import Certainty, Interval, certainty, undecided
+from gatenorm_export.scoring.certify import Certainty, Interval, certainty, most_urgent
 from gatenorm_export.scoring.devices import Device, device_score, full_float32, pick_device
 from gatenorm_export.scoring.gate_norm import (
     Variant,
@@ -89,6 +88,7 @@ class _Found:
     low: float
     high: float
     name: str
+    step: int
     exact: bool
     final: bool
 
@@ -119,22 +119,25 @@ def score_layers(
     chosen = pick_device(device)
     wanted = sorted(set(cuts))
     sketched = bool(wanted) and not exact and variant == "all-heads" and chosen is None
+    steps = _STEPS if sketched else _EXACT
     found: dict[int, _Found] = {}
     looks: dict[str, int] = {}
+
+    def look(layer: int, query: np.ndarray, key: np.ndarray) -> _Found:
+        start = found[layer].step + 1 if layer in found else 0
+        return _look(layer, query, key, steps, start, head_dim=head_dim, variant=variant, seed=seed, device=chosen)
+
     pending = list(layers)
     with full_float32(chosen):
-        for number, step in enumerate(_STEPS if sketched else _EXACT):
-            look = partial(_look, step=step, head_dim=head_dim, variant=variant, seed=seed + number, device=chosen)
+        while pending:
             first = not found
             for layer, result in in_pairs(pending, look):
                 found[layer] = _sharper(found[layer], result) if layer in found else result
                 looks[result.name] = looks.get(result.name, 0) + 1
                 if first and progress is not None:
                     progress.advance()
-            open_layers = {layer for cut in wanted for layer in undecided(_intervals(found), cut)}
-            pending = [one for one in layers if one.layer in open_layers and not found[one.layer].final]
-            if not pending:
-                break
+            urgent = {layer for cut in wanted for layer in most_urgent(_intervals(found), cut)}
+            pending = [one for one in layers if one.layer in urgent]
     return _scoring([one.layer for one in layers], found, wanted, looks, chosen)
 
 
@@ -142,20 +145,31 @@ def _look(
     layer: int,
     query: np.ndarray,
     key: np.ndarray,
+    steps: Sequence[_Step],
+    start: int,
     *,
-    step: _Step,
     head_dim: int,
     variant: Variant,
     seed: int,
     device: Device | None,
 ) -> _Found:
+    """Take the first step from ``start`` on that makes sense for the layer."""
     check_shapes(query, key, head_dim)
     rows, width = key.shape
-    if step.columns and is_large(query, key) and _sketch_flops(step, rows, width) * 2 < exact_flops(rows, width):
-        rng = np.random.default_rng((seed, layer))
+    large = is_large(query, key)
+    number, step = next(
+        (number, step)
+        for number, step in enumerate(steps)
+        if number >= start
+        and (not step.columns or (large and _sketch_flops(step, rows, width) * 2 < exact_flops(rows, width)))
+    )
+    if step.columns:
+        rng = np.random.default_rng((seed, number, layer))
         guess = sketch(query, key, head_dim=head_dim, columns=step.columns, rng=rng, rank=step.rank)
         if in_float32_range(guess.score, width):
-            return _Found(guess.score, guess.low, guess.high, step.name, exact=False, final=False)
+            return _Found(guess.score, guess.low, guess.high, step.name, number, exact=False, final=False)
+        # NaN, infinity, or squares beyond float32: the exact formula tells which.
+        number, step = next((number, step) for number, step in enumerate(steps) if not step.columns)
     if device is not None and not step.float64:
         one = device_score(device, query, key, head_dim=head_dim, variant=variant)
     else:
@@ -163,7 +177,7 @@ def _look(
     if not math.isfinite(one.score):
         raise NotFinite(layer)
     low, high = one.score * (1 - one.rounding), one.score * (1 + one.rounding)
-    return _Found(one.score, low, high, one.arithmetic, exact=True, final=one.arithmetic == "float64")
+    return _Found(one.score, low, high, one.arithmetic, number, exact=True, final=one.arithmetic == "float64")
 
 
 def _sketch_flops(step: _Step, rows: int, width: int) -> float:
@@ -180,7 +194,7 @@ def _sharper(before: _Found, after: _Found) -> _Found:
 
 
 def _intervals(found: dict[int, _Found]) -> list[Interval]:
-    return [Interval(layer, one.low, one.high) for layer, one in found.items()]
+    return [Interval(layer, one.low, one.high, one.final) for layer, one in found.items()]
 
 
 def _scoring(
@@ -199,7 +213,7 @@ def _scoring(
         arithmetic = "; ".join(filter(None, ("float32 sketches", arithmetic)))
     return Scoring(
         layers=scores,
-        certainties=tuple(certainty(_intervals(found), cut, exact=exact) for cut in cuts),
+        certainties=tuple(certainty(_intervals(found), cut) for cut in cuts),
         arithmetic=arithmetic,
         bound=None if len(exact) == len(used) else BOUND,
         device="cpu" if device is None else device.words,
