@@ -177,7 +177,7 @@ def errors(workspace: Path) -> dict[str, tuple[list[object], ExitCode, str]]:
     out = workspace / "out"
     return {
         "no such model": (["score", workspace / "absent"], ExitCode.BAD_INPUT, "no such folder or file"),
-        "a folder without weights": (["score", workspace / "out"], ExitCode.BAD_INPUT, "config.json"),
+        "a folder without weights": (["score", workspace / "out"], ExitCode.BAD_INPUT, "holds no weights"),
         "too many": (["plan", out / "scores.json", "--drop", 9], ExitCode.REFUSED, "there are 4"),
         "no such layer": (["plan", out / "scores.json", "--layers", "4"], ExitCode.REFUSED, "has 4 layers, 0 to 3"),
         "not scores": (["plan", out / "plan.json", "--drop", 1], ExitCode.BAD_INPUT, "not a LayerScores record"),
