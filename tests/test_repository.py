@@ -89,6 +89,7 @@ def test_the_command_line_answers_without_heavy_packages(arguments: list[str]) -
                 "building",
                 "calibrating",
                 "comparing",
+                "correlating",
                 "evaluating",
                 "recovering",
                 "reporting",

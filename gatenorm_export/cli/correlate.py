@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from gatenorm_export.artifacts import write_text
 from gatenorm_export.cli.console import Terminal
@@ -27,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "  gatenorm correlate minilm --text book.txt"
     )
     parser.add_argument("model", help="a checkpoint on disk as `gatenorm score` takes it, a hub id, smollm2 or minilm")
-    parser.add_argument("--text", type=Path, metavar="FILE", required=True, help="the text to measure on, UTF-8")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="the text to measure on, UTF-8 (default: a shipped one)"
+    )
     parser.add_argument(
         "-o", "--out", type=Path, help="a folder (correlation.json and correlation.svg in it) or a .json file"
     )
@@ -68,7 +71,7 @@ def shown(report: CorrelationReport) -> list[RenderableType]:
     """The table, a sentence for each measure, and the warning where there is one."""
     lines: list[RenderableType] = [_table(report), *(entry.sentence for entry in report.agreements)]
     if report.warning is not None:
-        lines.append(f"[bold red]warning:[/bold red] {report.warning}")
+        lines.append(Text.assemble(("warning:", "bold red"), " ", report.warning))
     return lines
 
 

@@ -28,10 +28,10 @@ _NO_TEXT = {"vision": "images", "speech": "audio"}
 
 @dataclasses.dataclass(frozen=True)
 class CorrelationRequest:
-    """What to measure on. ``cut`` is how many lowest layers are compared, a quarter of all where it is None;
+    """What to measure on; ``text`` None is the text that gatenorm ships. ``cut`` is how many lowest layers are compared, a quarter of all where it is None;
     ``tower`` is needed for a checkpoint of several."""
 
-    text: Path
+    text: Path | None
     max_text_tokens: int = 2048
     cut: int | None = None
     tower: str | None = None
