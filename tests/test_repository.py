@@ -53,7 +53,13 @@ def test_only_few_files_run_graph_passes() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and id(node) not in hidden and node.module == "graph_passes":
                 runtime.append(path.relative_to(ROOT / "gatenorm_export").as_posix())
-    assert set(runtime) == {"checkpoints/onnx_file.py", "pruning.py", "inspecting.py", "calibrating/stream.py", "graph_repairs.py"}
+    assert set(runtime) == {
+        "checkpoints/onnx_file.py",
+        "pruning.py",
+        "inspecting.py",
+        "calibrating/stream.py",
+        "graph_repairs.py",
+    }
 
 
 def test_arrows_never_point_back() -> None:
