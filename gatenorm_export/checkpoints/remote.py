@@ -139,7 +139,7 @@ class RemoteFolder:
         self._http = self._scheme in {"http", "https"}
         # Elsewhere an @ is part of the name: hf://model@revision.
         self._host = parts.netloc.rpartition("@")[2] if self._http else parts.netloc
-        with needs("remote", self.name):
+        with needs("remote", f"{self.name}: a URL"):
             import fsspec
 
             # Proxies are named by the environment. Listings must not be kept from an earlier reading.
