@@ -13,12 +13,16 @@ import numpy as np
 import onnx
 import pytest
 from model_zoo import make_tokenizer
+from report_factory import a_comparison
 
 from benchmarks.matrix.models import VOCAB, family
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import check_faithfulness
+from gatenorm_export.comparing.audio import load_audio
 from gatenorm_export.comparing.forward_quality import split_sentences
+from gatenorm_export.comparing.images import load_images
 from gatenorm_export.comparing.similarity import class_quality, edit_distance, embedding_quality
+from gatenorm_export.errors import InputError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.kinds import kind_of
 from gatenorm_export.records import ComparisonReport, ExportedGraph, PrunedGraph
@@ -363,6 +367,61 @@ def test_images_and_sounds_of_ones_own_are_used(ran, checkpoint, tmp_path: Path,
     graphs = [str(vit / folder / "model.onnx") for folder in ("base", "pruned")]
     assert main(["compare", *graphs, "--no-latency", "--images", str(tmp_path / "images")]) == 3
     assert "holds float32 [3, 8, 8], the model takes floats [3, 16, 16]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"rate": 8000}, "is sampled at 8000 Hz, the model takes 16000 Hz"),
+        ({"width": 1}, "holds 8-bit samples"),
+        ({"samples": 0}, "holds no samples"),
+        ({"cut": 20}, "not a readable WAV file"),
+    ],
+)
+def test_a_sound_that_does_not_fit_is_refused(change: dict[str, int], complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "sound.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((2, change.get("width", 2), change.get("rate", 16000), 0, "NONE", ""))
+        file.writeframes(b"\x01\x00" * 2 * change.get("samples", 1000))
+    if "cut" in change:
+        path.write_bytes(path.read_bytes()[: change["cut"]])
+    with pytest.raises(InputError, match=complaint):
+        load_audio(path, rate=16000, samples=480)
+
+
+def test_a_recording_is_mixed_down_and_cut_into_clips(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
+        file.setparams((2, 2, 16000, 0, "NONE", ""))
+        file.writeframes(np.tile(np.array([16384, 0], "<i2"), 1000).tobytes())
+    audio = load_audio(tmp_path / "sound.wav", rate=16000, samples=480)
+    assert [len(clip) for clip in audio.clips] == [480, 480, 40]
+    assert audio.clips[0] == pytest.approx(0.25)
+
+
+def test_pictures_are_normalised_as_the_checkpoint_says(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        image.new("RGB", (8, 4), (255, 0, 51)).save(tmp_path / "pictures" / f"{number}.png")
+    config = {"image_mean": [0.5, 0.25, 0.1], "image_std": [0.5, 0.5, 0.1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    found = load_images(tmp_path / "pictures", (3, 16, 16), tmp_path, None)
+    assert found.pixels[0].shape == (3, 16, 16)
+    assert found.pixels[0][:, 5, 5] == pytest.approx([1.0, -0.5, 1.0])
+    (tmp_path / "pictures" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="not a readable picture"):
+        load_images(tmp_path / "pictures", (3, 16, 16), tmp_path, None)
+
+
+def test_a_comparison_of_before_there_was_a_choice_is_one_of_text(tmp_path: Path) -> None:
+    record = a_comparison().to_object()
+    del record["quality"]["measure"], record["latency"]["unit"], record["tower"]
+    (tmp_path / "compare.json").write_text(json.dumps(record))
+    assert ComparisonReport.load(tmp_path / "compare.json").quality.measure == "text"
+    record["quality"]["measure"] = "taste"
+    (tmp_path / "compare.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="quality"):
+        ComparisonReport.load(tmp_path / "compare.json")
 
 
 def test_an_export_that_baked_its_routing_in_is_not_kept(checkpoint, tmp_path: Path, monkeypatch, capsys) -> None:

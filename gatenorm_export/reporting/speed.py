@@ -34,9 +34,13 @@ class SpeedRow:
 
 @dataclass(frozen=True)
 class SpeedChart:
-    """All points of one phase; ``one`` is where a speed-up of 1 lies on the axis from ``left`` to ``right``."""
+    """All points of one phase, in ``unit`` per second.
+
+    ``one`` is where a speed-up of 1 lies on the axis from ``left`` to ``right``.
+    """
 
     phase: str
+    unit: str
     rows: tuple[SpeedRow, ...]
     one: float
     left: str
@@ -70,7 +74,7 @@ def speed_charts(latency: Latency) -> tuple[SpeedChart, ...]:
         )
         one = 100 * (1 - left) / (right - left)
         name = phase.capitalize() if latency.decode_speedup is not None else "Forward pass"
-        charts.append(SpeedChart(name, shown, round(one, 2), times(left), times(right)))
+        charts.append(SpeedChart(name, latency.unit, shown, round(one, 2), times(left), times(right)))
     return tuple(charts)
 
 

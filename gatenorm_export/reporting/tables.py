@@ -102,7 +102,12 @@ def sizes_table(comparison: ComparisonReport) -> Table:
             ("Nodes in the graph", count, before.n_nodes, after.n_nodes),
             ("Parameters", count, before.n_parameters, after.n_parameters),
             ("Weights", size, before.weight_bytes, after.weight_bytes),
-            ("KV cache per token", size, before.kv_bytes_per_token, after.kv_bytes_per_token),
+            *(
+                # A model that is no decoder has none.
+                [("KV cache per token", size, before.kv_bytes_per_token, after.kv_bytes_per_token)]
+                if before.kv_bytes_per_token
+                else []
+            ),
             ("ONNX files", size, base.onnx_bytes, pruned.onnx_bytes),
         )
     ]

@@ -36,7 +36,7 @@ from gatenorm_export.reporting.tables import (
 
 HOW_TO_READ = (
     "Faithfulness and quality are different questions. Faithfulness asks whether the graph was cut correctly: its "
-    "logits must match the original framework with the same attention branches switched off, up to rounding. Quality "
+    "results must match the original framework with the same attention branches switched off, up to rounding. Quality "
     "asks what the cut costs: the pruned model is a different model, and its answers are expected to differ.",
     "The Gate-Norm score is read off the weights alone. A low score says that queries and keys of that layer interact "
     "weakly, so its attention is a candidate for removal. It is a ranking, not a promise; the quality table is the "
@@ -44,9 +44,20 @@ HOW_TO_READ = (
     "A speed-up above 1 means that the pruned graph was faster. Both graphs were timed in turns in one process; "
     "where an interval reaches below 1, the gain may be noise. Figures hold for the device, the threads and the "
     "lengths named here, and for no other.",
-    "Perplexity and agreement depend on the text. One short text says little about another language, code or a long "
-    "conversation: measure on text of your own before you decide.",
 )
+
+_DEPENDS: dict[str, str] = {
+    "text": "Perplexity and agreement depend on the text. One short text says little about another language, code or a "
+    "long conversation: measure on text of your own before you decide.",
+    "embeddings": "Cosines and neighbours depend on the items. Vectors that moved alike still find the same neighbours, "
+    "so the neighbours matter more than the cosine where vectors are compared with each other, and the cosine where "
+    "they meet vectors of the unpruned model: measure on items of your own before you decide.",
+    "classes": "Agreement depends on the items. Synthetic images, or one short text, say little about what the model "
+    "will be given: measure on items of your own before you decide.",
+    "transcript": "The token error rate is against the unpruned model's transcript, not against what was said, and it "
+    "depends on the sound. Synthetic clips hold no speech: measure on recordings of your own before you decide.",
+}
+"""The last paragraph, by the measure of quality."""
 
 NO_LATENCY = "Latency was not measured in this comparison."
 
@@ -136,7 +147,7 @@ def page_of(material: ReportMaterial) -> Page:
         versions=versions_table(material),
         digests=digests_table(material),
         convention=convention_table(scores),
-        how_to_read=HOW_TO_READ,
+        how_to_read=(*HOW_TO_READ, _DEPENDS[comparison.quality.measure]),
         made_by=f"gatenorm {comparison.versions.get('gatenorm', '(version unknown)')}",
     )
 
