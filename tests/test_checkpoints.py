@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from gatenorm_export.checkpoints import open_checkpoint
+from gatenorm_export.checkpoints.ranges import LocalFile
 from gatenorm_export.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -93,6 +96,40 @@ def test_shards_are_opened_when_they_are_needed(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="tensor d is in none of the safetensors files"):
             opened.read("d")
         assert "d" not in opened.tensors
+
+
+@pytest.mark.parametrize("length", [10, 3 << 20])
+def test_ranges_are_the_files_bytes_and_may_be_written_to(length: int, tmp_path: Path) -> None:
+    data = RNG.integers(0, 256, size=5 << 20, dtype=np.uint8)
+    (path := tmp_path / "file").write_bytes(data.tobytes())
+    file = LocalFile(path)
+    for offset in (0, 1, 4096, 70_001, len(data) - length):
+        found = file.read(offset, length)
+        np.testing.assert_array_equal(found, data[offset : offset + length])
+        found += 1
+    np.testing.assert_array_equal(file.read(0, len(data)), data)
+    for offset, size in ((len(data) - length + 1, length), (-1, length), (0, -1)):
+        with pytest.raises(InputError, match="it is cut off"):
+            file.read(offset, size)
+    path.write_bytes(data[: 1 << 20].tobytes())
+    with pytest.raises(InputError, match="file: became shorter while it was read"):
+        file.read(len(data) - length, length)
+    file.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the kernel says of the process")
+def test_what_was_read_does_not_stay_in_memory(tmp_path: Path) -> None:
+    with (path := tmp_path / "file").open("wb") as file:
+        file.truncate(400 << 20)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom gatenorm_export.checkpoints.ranges import LocalFile, digest_of\n"
+        "file = LocalFile(Path(sys.argv[1]))\n"
+        "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+        "before = peak()\nfor start in range(0, 400, 40): digest_of(file.read(start << 20, 40 << 20))\n"
+        "print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert 30_000 < int(done.stdout) < 100_000
 
 
 @pytest.mark.parametrize("shard", ["../1.safetensors", "/etc/passwd", "a/b", "..", "", "c:x", "a\\b", 7, None])

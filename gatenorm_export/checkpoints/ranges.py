@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,10 @@ Bytes = np.ndarray
 
 # A config or an index is text of a few kilobytes, an index of the largest checkpoints some megabytes.
 _LARGEST_JSON_BYTES = 200_000_000
+
+
+# A mapping costs a few system calls, and whole pages at either end.
+_MAP_FROM_BYTES = 1 << 20
 
 
 class ByteReader(Protocol):
@@ -73,7 +78,11 @@ class Folder(Protocol):
 
 
 class LocalFile:
-    """A file on disk. Ranges are read into memory of their own: mapping a file would count all of it as used."""
+    """A file on disk.
+
+    Large ranges are mapped, each by itself and for as long as its array lives: from the page cache that is several
+    times faster than a copy, and unlike one mapping of the whole file it does not grow with what was read before.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open ``path``.
@@ -103,18 +112,29 @@ class LocalFile:
     def read(self, offset: int, length: int) -> Bytes:
         """See :class:`ByteReader`."""
         check_range(self, offset, length)
-        buffer = np.empty(length, dtype=np.uint8)
-        view, done = buffer.data, 0
         try:
-            self._file.seek(offset)
-            while done < length:
-                # One call moves at most 2 GiB on Linux.
-                count = self._file.readinto(view[done:])
-                if not count:
-                    raise InputError(f"{self.name}: became shorter while it was read; copy it again")
-                done += count
+            # A mapping that reaches past the end would end the process when it is read, not raise an error.
+            if os.fstat(self._file.fileno()).st_size < offset + length:
+                raise InputError(f"{self.name}: became shorter while it was read; copy it again")
+            return self._mapped(offset, length) if length >= _MAP_FROM_BYTES else self._copied(offset, length)
         except OSError as error:
             raise InputError(f"{self.name}: cannot be read ({error.strerror})") from error
+
+    def _mapped(self, offset: int, length: int) -> Bytes:
+        start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        # Pages are copied when somebody writes to them: the array may be changed, the file is not.
+        window = mmap.mmap(self._file.fileno(), offset - start + length, access=mmap.ACCESS_COPY, offset=start)
+        return np.frombuffer(window, dtype=np.uint8)[offset - start :]
+
+    def _copied(self, offset: int, length: int) -> Bytes:
+        buffer = np.empty(length, dtype=np.uint8)
+        view, done = buffer.data, 0
+        self._file.seek(offset)
+        while done < length:
+            count = self._file.readinto(view[done:])
+            if not count:
+                raise InputError(f"{self.name}: became shorter while it was read; copy it again")
+            done += count
         return buffer
 
     def close(self) -> None:
