@@ -168,6 +168,19 @@ def refuse_calibration(spec: ModelSpec, kind: ModelKind, *, guard: bool, repair:
         )
 
 
+def require_decoder(spec: ModelSpec, verb: str) -> None:
+    """Refuse a verb that measures next tokens, of a model that predicts none.
+
+    Raises:
+        RefusedError: the model is no decoder, or is not exported at all.
+    """
+    towers = {tower.name for tower in spec.towers}
+    kinds = {kind_of(spec, tower).kind.name for tower in towers}
+    if kinds != {"decoder"}:
+        found = " and ".join(_WORDS[name] for name in sorted(kinds))
+        raise RefusedError(f"{spec.name}: {verb} is for decoders, {spec.architecture} is {found}; use `gatenorm run`")
+
+
 _WORDS: dict[KindName, str] = {
     "decoder": "a decoder",
     "encoder": "a text encoder",

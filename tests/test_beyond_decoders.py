@@ -194,6 +194,23 @@ def test_what_means_nothing_is_refused_by_name(
     assert not (tmp_path / "out" / "base").exists()
 
 
+def test_verbs_that_need_next_tokens_refuse_what_predicts_none(ran, checkpoint, tmp_path: Path, capsys) -> None:
+    bert, graph = str(checkpoint("bert")), ran("bert") / "base"
+    out = str(tmp_path / "out")
+    text = tmp_path / "words.txt"
+    text.write_text(WORDS)
+    for arguments, complaint in (
+        (["sweep", bert], "sweep is for decoders, BertModel is a text encoder"),
+        (["recover", bert, "--layers", "1", "--text", str(text)], "recover is for decoders"),
+        (["build", str(graph)], "engines are built for decoders only"),
+        (["prune", str(graph), "--layers", "1", "--repair", "bias"], "only decoders over tokens"),
+        (["run", bert, "--drop", "1", "--flavour", "tensorrt-rtx"], "engines are built for decoders only"),
+    ):
+        capsys.readouterr()
+        assert main([*arguments, "-o", out, "--quiet"]) == 5
+        assert complaint in capsys.readouterr().err
+
+
 def test_limits_that_fit_are_judged(ran, checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     def compare(out: Path, graph: str, *limits: str) -> tuple[int, dict[str, Any]]:
         folders = (str(out / folder / graph) for folder in ("base", "pruned"))

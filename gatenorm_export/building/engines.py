@@ -12,6 +12,7 @@ from gatenorm_export.artifacts import atomic_file, sha256_of
 from gatenorm_export.building.flavours import Flavour
 from gatenorm_export.building.profiles import ShapeRequest, make_profiles
 from gatenorm_export.errors import RefusedError
+from gatenorm_export.kinds import kind_of_graph, no_engine_of
 from gatenorm_export.progress import Progress, Quiet, Task
 from gatenorm_export.records import EngineArtifact, Profile
 from gatenorm_export.silence import silent_polygraphy
@@ -30,6 +31,9 @@ def build_engine(
         OutputError: the engine cannot be written.
     """
     progress = progress or Quiet()
+    reason = no_engine_of(kind_of_graph(graph))
+    if reason:
+        raise RefusedError(f"{graph}: {reason}")
     profiles = make_profiles(graph, shapes)
     trt = flavour.module()
     start = time.perf_counter()

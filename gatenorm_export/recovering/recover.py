@@ -20,6 +20,7 @@ from gatenorm_export.errors import InputError, OutputError, RefusedError, needs
 from gatenorm_export.exporting import export_model
 from gatenorm_export.framework import load_framework_model
 from gatenorm_export.graphs import GRAPH_NAME, graph_file, graph_manifest
+from gatenorm_export.kinds import require_decoder
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import FileDigest, ModelSpec, PrunedGraph, PrunePlan, RecoveryQuality, RecoveryReport
@@ -63,6 +64,7 @@ def recover_model(
     progress = progress or Quiet()
     layers = _layers(spec, plan, layers)
     against, repairs = _against(request.against, spec, layers)
+    require_decoder(spec, "recover")
     _claim(output)
     text, eval_texts = _texts(request)
     with needs("recover", "recovering"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.graphs import GRAPH_NAME, graph_file, graph_manifest, manifest_file
+from gatenorm_export.kinds import require_decoder
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import LayerScores, ModelSpec, tool_versions
 
@@ -44,6 +45,7 @@ def prepare(
     from gatenorm_export.sources import resolve_model
 
     spec = resolve_model(name, progress=progress)
+    require_decoder(spec, "sweep")
     graph = _exported(spec, out / "base", progress)
     if not needs_scores:
         return Subject(graph, spec, None, None)
