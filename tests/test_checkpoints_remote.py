@@ -239,3 +239,52 @@ def test_any_file_system_of_fsspec(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert_right(read_wanted("memory://bucket/model"), tensors)
     with pytest.raises(InputError, match=r"memory://bucket/none.*\.json: not there"):
         read_wanted("memory://bucket/none")
+
+
+def test_gguf_by_range(tmp_path: Path) -> None:
+    import gguf
+
+    (tmp_path / "www").mkdir()
+    writer = gguf.GGUFWriter(tmp_path / "www" / "model.gguf", "llama")
+    wanted = np.arange(256, dtype=np.float32).reshape(2, 128)
+    writer.add_tensor("blk.0.attn_q.weight", gguf.quantize(wanted, gguf.GGMLQuantizationType.Q8_0), raw_dtype=8)
+    writer.add_tensor("token_embd.weight", np.zeros((4000, 1000), np.float32))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with serving(tmp_path / "www", seed=3) as server:
+        with open_checkpoint("gguf", f"{server.url}/model.gguf") as source:
+            np.testing.assert_allclose(source.read("blk.0.attn_q.weight").values, wanted, atol=1)
+        assert server.behaviour.served < 3_000_000
+
+
+def test_what_hugging_faces_file_system_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its files read ahead unless told otherwise; and a revision is part of the name."""
+    import huggingface_hub
+
+    tensors = checkpoint(tmp_path / "model")
+    data = (tmp_path / "model" / "model.safetensors").read_bytes()
+    asked: list[tuple[int, int]] = []
+
+    def info(_: object, path: str, **options: object) -> dict[str, object]:
+        if path != "org/name@v1/model.safetensors":
+            raise FileNotFoundError(path)
+        return {"name": path, "size": len(data), "type": "file", "blob_id": "abc"}
+
+    def fetch_range(_: object, start: int, end: int) -> bytes:
+        asked.append((start, end))
+        return data[start:end]
+
+    monkeypatch.setattr(huggingface_hub.HfFileSystem, "info", info)
+    monkeypatch.setattr(huggingface_hub.HfFileSystem, "resolve_path", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.hf_file_system.HfFileSystemFile.__init__", _buffered)
+    monkeypatch.setattr("huggingface_hub.hf_file_system.HfFileSystemFile._fetch_range", fetch_range)
+    assert_right(read_wanted("hf://org/name@v1"), tensors)
+    assert sum(end - start for start, end in asked) < sum(tensors[name].nbytes for name in WANTED) + 4000
+
+
+def _buffered(self, fs, path, revision=None, **options) -> None:
+    import fsspec.spec
+
+    self.resolved_path = None
+    fsspec.spec.AbstractBufferedFile.__init__(self, fs, path, **options)

@@ -136,10 +136,17 @@ def _picked(weight: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _nbytes(projection: Projection) -> int:
-    value = projection.node.inputs[projection.operands.weight]
-    if value is None or value.const_value is None:
-        return projection.depth * projection.width
-    return int(value.const_value.nbytes)
+    """Stored bytes of a weight, with the scales and zero points that are its own operands."""
+    places = projection.operands
+    total = 0
+    for index in (places.weight, places.scale, places.zero_point):
+        value = projection.node.inputs[index] if index is not None and index < len(projection.node.inputs) else None
+        # A weight that the graph dequantises is the first operand of what does it.
+        while value is not None and value.const_value is None and (producer := value.producer()) is not None:
+            value = producer.inputs[0] if producer.inputs else None
+        if value is not None and value.const_value is not None:
+            total += int(value.const_value.nbytes)
+    return total
 
 
 def _towers(graph: Path, chains: dict[str, _Chain]) -> list[dict[str, Any]]:
