@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     OUTPUT = 6
     UNFAITHFUL = 10
     THRESHOLD = 11
+    REGRESSION = 12
     INTERRUPTED = 130
 
 

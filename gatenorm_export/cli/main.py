@@ -21,6 +21,7 @@ VERBS = {
     "prune": "remove attention sublayers from an ONNX graph",
     "build": "build a TensorRT engine from an ONNX graph",
     "compare": "prove a pruning: faithfulness, quality, latency, sizes",
+    "bench": "time a pruned model and its base in turns; roofline, control, regression gate",
     "correlate": "does Gate-Norm see what attention does? forward passes on a text beside the scores",
     "sweep": "quality, speed and cache over rankings, repairs and numbers of layers; one table, one plot",
     "eval": "score models on zero-shot tasks of lm-eval, side by side",
@@ -40,6 +41,7 @@ exit codes:
   6   the output cannot be written
   10  the pruned graph does not compute what it should (faithfulness failed)
   11  a threshold was missed (--max-ppl-ratio, --max-kl, --min-speedup)
+  12  a row is slower than the baseline allows (bench --max-regression)
   130 interrupted
 """
 

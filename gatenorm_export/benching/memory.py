@@ -1,0 +1,77 @@
+"""Peak memory of the process, of a GPU, or of torch's allocator, over what was in use before."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class ProcessMemory:
+    """Resident memory of this process, as Linux counts it: mapped weights count as far as they were read."""
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+
+    def available(self) -> int | None:
+        """What the kernel thinks can be taken without swapping."""
+        return _field(Path("/proc/meminfo"), "MemAvailable:")
+
+    def begin(self) -> None:
+        """Set the kernel's high-water mark back to what is resident now."""
+        with contextlib.suppress(OSError):
+            _CLEAR.write_text("5")
+        self._before = _field(_STATUS, "VmRSS:")
+
+    def peak(self) -> int | None:
+        """The high-water mark over what was resident at ``begin``."""
+        most = _field(_STATUS, "VmHWM:")
+        return None if most is None or self._before is None else max(most - self._before, 0)
+
+
+class DeviceMemory:
+    """Everything on the GPU, read when ``peak`` is asked: for runtimes that keep what they have taken."""
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+        self._before = 0
+
+    def available(self) -> int | None:
+        """Free bytes on the GPU."""
+        return int(self._cuda.mem_get_info()[0])
+
+    def begin(self) -> None:
+        """Remember what is free."""
+        self._cuda.synchronize()
+        self._before = self.available() or 0
+
+    def peak(self) -> int | None:
+        """What has been taken since."""
+        self._cuda.synchronize()
+        return max(self._before - (self.available() or 0), 0)
+
+
+class AllocatorMemory(DeviceMemory):
+    """What torch has handed out on the GPU; what its allocator only holds in reserve does not count."""
+
+    def begin(self) -> None:
+        """Set torch's high-water mark back."""
+        self._cuda.synchronize()
+        self._cuda.reset_peak_memory_stats()
+        self._before = int(self._cuda.memory_allocated())
+
+    def peak(self) -> int | None:
+        """torch's high-water mark over what was handed out at ``begin``."""
+        self._cuda.synchronize()
+        return max(int(self._cuda.max_memory_allocated()) - self._before, 0)
+
+
+def _field(path: Path, name: str) -> int | None:
+    """A line such as ``VmRSS:   1234 kB`` in bytes."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), None)

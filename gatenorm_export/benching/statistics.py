@@ -1,0 +1,54 @@
+"""Medians with bootstrap intervals, of one model and of two that were not timed in turns."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from gatenorm_export.records.bench import Timing
+
+RESAMPLES = 2000
+Order = Literal["pairs", "apart"]
+
+
+def timing_of(seconds: np.ndarray, tokens: int, *, seed: int = 0) -> Timing:
+    """Quantiles of ``seconds`` [repeats] of calls that handle ``tokens`` each, and the median's 95 % interval."""
+    p50, p90, p99 = np.quantile(seconds, [0.5, 0.9, 0.99])
+    medians = bootstrap_medians(seconds, np.random.default_rng(seed))
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return Timing(
+        p50_ms=1e3 * p50,
+        p50_low_ms=1e3 * low,
+        p50_high_ms=1e3 * high,
+        p90_ms=1e3 * p90,
+        p99_ms=1e3 * p99,
+        tokens_per_s=tokens / p50,
+    )
+
+
+def bootstrap_medians(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Medians [resamples] of samples of ``values`` [n] drawn with replacement."""
+    return np.asarray(np.median(rng.choice(values, size=(RESAMPLES, len(values))), axis=1))
+
+
+def speedup_apart(*seconds: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Median over median of seconds [2, repeats] that were not measured in pairs, with a 95 % bootstrap interval.
+
+    Both medians are drawn anew in each resample. Of several sets (one a row) it is the geometric mean. Drift of the
+    machine between the two is in the ratio and not in the interval; that is why turns are better.
+    """
+    rng = np.random.default_rng(seed)
+    logs = [np.log(bootstrap_medians(base, rng) / bootstrap_medians(pruned, rng)) for base, pruned in seconds]
+    low, high = np.exp(np.quantile(np.mean(logs, axis=0), [0.025, 0.975]))
+    middle = np.exp(np.mean([np.log(np.median(base) / np.median(pruned)) for base, pruned in seconds]))
+    return float(middle), float(low), float(high)
+
+
+def speedup_of(*seconds: np.ndarray, order: Order) -> tuple[float, float, float]:
+    """Speed-up with its interval, of one row's seconds [2, repeats] or of several rows together."""
+    if order == "apart":
+        return speedup_apart(*seconds)
+    from gatenorm_export.comparing.latency import order_free_ratios, speedup_with_interval
+
+    return speedup_with_interval(*(order_free_ratios(part) for part in seconds))
