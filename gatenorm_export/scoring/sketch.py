@@ -4,15 +4,15 @@ The gate matrix M = A^T B (A the query weights, summed over each group, B the ke
 are projected to ``columns`` dimensions, M' = (A F)^T (B G), and ||M'||_F^2 estimates ||M||_F^2 without bias: F and G
 are block diagonal with dense random signs in each block, so that projecting costs little more than reading.
 
-*Interval.* With the other side held, the estimate is a quadratic form z^T S z in random signs. Its variance is at most
-2 / k times the sum of ||S_b||_F^2 over the diagonal blocks S_b of M^T M (then of M G G^T M^T), where k is the number of
-signs in a row. The sketch measures that sum: inner products (z^T S_b z')^2 of different columns of a block have
-||S_b||_F^2 as their mean, and overstate it by the noise of the other side. The half width is that of lemma 1 of Laurent
-and Massart (Annals of Statistics 28, 2000) for Gaussian forms of that variance at e^-t on either side, t = 20, relative
-to the estimate: the interval runs from X / (1 + w) to X / (1 - w), so that an estimate that is too small comes with too
-large a width. This is conservative, not a theorem: signs vary less than Gaussians, but the variance is measured. It
-takes some directions to be measured well; where one block of columns holds all of the norm, w passes 1 and the upper
-end is infinite. In the tests the width is eight and more standard deviations, for every spectrum that was tried.
+*Interval.* With the other side held, the estimate is a quadratic form z^T S z in random signs, plus what does not vary.
+Its variance is 2 / k times the sum of ||S_b||_F^2 over the diagonal blocks S_b of M^T M (then of M G G^T M^T), without
+their diagonals, where k is the number of signs in a row. The sketch measures that sum: inner products (z^T S_b z')^2 of
+different columns of a block have ||S_b||_F^2 as their mean, and overstate it by the noise of the other side. The half
+width is that of lemma 1 of Laurent and Massart (Annals of Statistics 28, 2000) for Gaussian forms of that variance at
+e^-t on either side, t = 16, relative to the estimate: the interval runs from X / (1 + w) to X / (1 - w), so that an
+estimate that is too small comes with too large a width. This is conservative, not a theorem: signs vary less than
+Gaussians, but the variance is measured. Where one block of columns holds all of the norm it is measured badly; then w
+passes 1, and the upper end is infinite. In the tests, w is six and more standard deviations for every spectrum tried.
 
 *Deflation.* Real gate matrices have a few directions that hold most of the norm and nearly all of the variance. A
 refined sketch finds such directions L with a Gaussian range finder (Halko, Martinsson and Tropp, SIAM Review 53, 2011),
@@ -30,12 +30,14 @@ import numpy as np
 
 from gatenorm_export.scoring.gate_norm import group_rows
 
-FAILURE_EXPONENT = 20.0
-"""t: an interval fails with probability e^-t on either side, as far as its variance is known."""
+FAILURE_EXPONENT = 16.0
+"""t: an interval fails with probability e^-t, one in nine million, on either side, as far as its variance is known."""
 
 SIGNS_PER_ROW = 16
 """Columns of a block. Sixteen independent signs for each dimension: no two dimensions can cancel each other in all."""
 
+# How much of the least that the diagonal can be is taken off: the trace is an estimate too.
+_SURE_DIAGONAL = 0.8
 # What float32 rounds off a projection of random signs, relative; measured below 1e-6 at d = 8192.
 _ROUNDING = 1e-5
 _ROWS = 64
@@ -66,6 +68,25 @@ class BlockSigns:
         signs = (2 * signs - 1) / np.float32(math.sqrt(SIGNS_PER_ROW))
         self._signs = signs[: self._full * self.block].reshape(self._full, self.block, SIGNS_PER_ROW)
         self._last = signs[self._full * self.block :]
+
+    def form(self, small: np.ndarray) -> tuple[float, float]:
+        """What the columns of a projected matrix [m, columns] tell of the form in these signs, S without its diagonal:
+        the sum of ||S_b||_F^2 over the blocks, and a bound on the largest eigenvalue.
+
+        (z^T S_b z')^2 of two different columns has the mean ||S_b||_F^2, diagonal and all. Of it the diagonal is at
+        least (trace S_b)^2 / rows, and the trace is what the columns' norms estimate.
+        """
+        total = largest = 0.0
+        for number in range(self.blocks):
+            block = small[:, number * SIGNS_PER_ROW : (number + 1) * SIGNS_PER_ROW]
+            gram = block.T @ block
+            diagonal = gram.diagonal()
+            pairs = float(np.vdot(gram, gram) - np.vdot(diagonal, diagonal))
+            squared = pairs * SIGNS_PER_ROW / (SIGNS_PER_ROW - 1)
+            rows = self.block if number < self._full else self._rest
+            beside = max(squared - _SURE_DIAGONAL * float(diagonal.sum()) ** 2 / rows, (1 - _SURE_DIAGONAL) * squared)
+            total, largest = total + beside, max(largest, beside)
+        return total, math.sqrt(largest)
 
     def project(self, rows: np.ndarray, out: np.ndarray) -> None:
         """rows [n, width] times the matrix, into ``out`` [n, columns]."""
@@ -118,7 +139,7 @@ def sketch(
         left.project(np.ascontiguousarray(directions.T), inside)
         right.project(image, outside)
         small -= inside.T.astype(np.float64) @ outside.astype(np.float64)
-    return _estimate(small, captured)
+    return _estimate(small, captured, left, right)
 
 
 def _blocks(array: np.ndarray, rows: int, head_dim: int) -> Iterator[tuple[slice, np.ndarray]]:
@@ -145,11 +166,11 @@ def _product(small_query: np.ndarray, small_key: np.ndarray) -> np.ndarray:
     return total
 
 
-def _estimate(small: np.ndarray, captured: float) -> Estimate:
+def _estimate(small: np.ndarray, captured: float, left: BlockSigns, right: BlockSigns) -> Estimate:
     squared = float(np.vdot(small, small))
     if not np.isfinite(squared + captured):
         return Estimate(math.nan, math.nan, math.nan)
-    low, high = _interval(squared, _variance(small) + _variance(small.T))
+    low, high = _interval(squared, left.form(small.T), right.form(small))
     if math.isinf(high) and squared * _WORST_LOSS <= 1e-3 * captured:
         # What is left beside the directions is next to nothing, and rounding in part: no form of it can matter.
         high = squared * _WORST_LOSS
@@ -160,21 +181,12 @@ def _estimate(small: np.ndarray, captured: float) -> Estimate:
     )
 
 
-def _variance(small: np.ndarray) -> float:
-    """The variance that the signs of the columns bring, measured from the columns of each block among themselves."""
-    total = 0.0
-    for start in range(0, small.shape[1], SIGNS_PER_ROW):
-        block = small[:, start : start + SIGNS_PER_ROW]
-        gram = block.T @ block
-        total += float(np.vdot(gram, gram) - np.vdot(gram.diagonal(), gram.diagonal()))
-    # k (k - 1) products, each k^2 times smaller than z^T S z' squared; the variance is 2 / k of their mean.
-    return total * 2 / (SIGNS_PER_ROW - 1)
-
-
-def _interval(squared: float, variance: float) -> tuple[float, float]:
+def _interval(squared: float, *forms: tuple[float, float]) -> tuple[float, float]:
+    """Where the exact squared norm is, by lemma 1 of Laurent and Massart for the forms of both sides."""
     if squared == 0.0:
         return 0.0, math.inf
-    width = math.sqrt(2 * FAILURE_EXPONENT * variance) / squared
-    # The upper tail of a quadratic form is the heavier one: its exponential part, for forms spread over a few blocks.
-    low = squared / (1 + 1.25 * width + width * width / 2)
-    return low, squared / (1 - width) if width < 1 else math.inf
+    spread = sum(frobenius for frobenius, _ in forms)
+    width = math.sqrt(4 * FAILURE_EXPONENT * spread / SIGNS_PER_ROW) / squared
+    # Only the upper tail of a form has an exponential part, with its largest eigenvalue.
+    tail = 2 * FAILURE_EXPONENT * max(largest for _, largest in forms) / SIGNS_PER_ROW / squared
+    return squared / (1 + width + tail), squared / (1 - width) if width < 1 else math.inf

@@ -75,7 +75,7 @@ _STEPS = (
 )
 
 BOUND = (
-    "sketches of random signs; the exact score lies in the interval but for e^-20 on either side (Laurent and Massart "
+    "sketches of random signs; the exact score lies in the interval but for e^-16 on either side (Laurent and Massart "
     "2000, lemma 1), at the variance that the sketch measures of itself"
 )
 
