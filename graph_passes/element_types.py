@@ -33,7 +33,11 @@ _OPERAND: dict[tuple[str, str], int] = {
 """The operand whose type the results have, where that is not the first."""
 
 _ATTRIBUTES: dict[str, str] = {"Cast": "to", "EyeLike": "dtype", "RandomNormal": "dtype", "RandomUniform": "dtype"}
-_SECOND_RESULT: dict[str, ir.DataType] = {"TopK": ir.DataType.INT64, "Dropout": ir.DataType.BOOL}
+_SECOND_RESULT: dict[str, ir.DataType] = {
+    "TopK": ir.DataType.INT64,
+    "Dropout": ir.DataType.BOOL,
+    "EmbedLayerNormalization": ir.DataType.INT32,
+}
 
 
 def type_of_result(node: ir.Node, index: int = 0) -> ir.DataType | None:
@@ -43,7 +47,7 @@ def type_of_result(node: ir.Node, index: int = 0) -> ir.DataType | None:
         return ir.DataType(node.attributes[_ATTRIBUTES[op_type]].as_int())
     if not domain and op_type in _FIXED:
         return _FIXED[op_type]
-    if index and op_type in _SECOND_RESULT:
+    if index == 1 and op_type in _SECOND_RESULT:
         return _SECOND_RESULT[op_type]
     if op_type == "Constant":
         return _type_of_constant(node)

@@ -23,19 +23,17 @@ def lower_attention(tape: LowerTape) -> Results:
     past_key, past_value, filled = (tape.operand(index) for index in (4, 5, 6))
     if query is None or key is None or value is None:
         raise CannotLower("query, key or value is absent")
-    heads, kv_heads = tape.integer("q_num_heads", 0), tape.integer("kv_num_heads", 0)
-    merged = heads > 0
-    if merged:
+    heads: int | None = tape.integer("q_num_heads", 0)
+    kv_heads: int | None = tape.integer("kv_num_heads", 0)
+    merged = bool(heads)
+    if heads and kv_heads:
         sizes = [_size(tape, part, count) for part, count in ((query, heads), (key, kv_heads), (value, kv_heads))]
         known = tape.known_length(past_key, 3) if past_key is not None else None
         query = split_heads(tape, query, heads, sizes[0] or known)
         key = split_heads(tape, key, kv_heads, sizes[1] or known)
         value = split_heads(tape, value, kv_heads, sizes[2])
     else:
-        counts = tape.known_length(query, 1), tape.known_length(key, 1)
-        if counts[0] is None or counts[1] is None:
-            raise CannotLower("its numbers of heads are not declared")
-        heads, kv_heads = counts
+        heads, kv_heads = tape.known_length(query, 1), tape.known_length(key, 1)
     past_length = tape.length(past_key, 2) if past_key is not None else None
     new_length = tape.length(query, 2)
     if past_key is not None and past_value is not None:
@@ -46,7 +44,7 @@ def lower_attention(tape: LowerTape) -> Results:
         scale=tape.real("scale", 0.0) if "scale" in tape.node.attributes else None,
         softcap=tape.real("softcap", 0.0),
         biases=() if bias is None else (bias,),
-        hidden_rows=bias if guarded else None,
+        rows=_rows_that_see(tape, bias) if bias is not None and guarded else None,
         precision=ir.DataType(precision) if precision else None,
     )
     done = attend(tape, query, key, value, how, heads=heads, kv_heads=kv_heads)
@@ -54,6 +52,10 @@ def lower_attention(tape: LowerTape) -> Results:
     modes = (done.raw, done.capped, done.biased, done.probabilities)
     mode = tape.integer("qk_matmul_output_mode", 0)
     return [context, key, value, modes[mode]][: len(tape.node.outputs)]
+
+
+def _rows_that_see(tape: LowerTape, bias: ir.Value) -> ir.Value:
+    return tape.once(("rows that see", bias), lambda: tape.op("Greater", tape.maximum(bias), tape.lowest(bias)))
 
 
 def _appended(tape: LowerTape, past: ir.Value, new: ir.Value) -> ir.Value:

@@ -14,9 +14,9 @@ from graph_passes.lower_tape import FLOAT, INT64, LowerTape
 class Scores:
     """How scores become probabilities: ``softmax(cap(scale * q k^T) + biases)``.
 
-    ``scale`` None is 1 / sqrt(size of a head). ``biases`` are added one after the other. ``hidden_rows`` is a bias by
-    which rows that see nothing are known: their probabilities are zero. ``allowed`` is false where a score is replaced
-    by the lowest number. ``sink`` [heads] is a further score of each head that takes part in the softmax and in nothing
+    ``scale`` None is 1 / sqrt(size of a head). ``biases`` are added one after the other. ``allowed`` is false where a
+    score is replaced by the lowest number. Where ``rows`` [..., length, 1] is false a query sees nothing, and its
+    probabilities are zero. ``sink`` [heads] is a further score of each head that takes part in the softmax and in nothing
     else. ``precision`` is the type that the softmax is computed in.
     """
 
@@ -24,7 +24,7 @@ class Scores:
     softcap: float = 0.0
     biases: tuple[ir.Value, ...] = ()
     allowed: ir.Value | None = None
-    hidden_rows: ir.Value | None = None
+    rows: ir.Value | None = None
     sink: ir.Value | None = None
     precision: ir.DataType | None = None
 
@@ -44,11 +44,17 @@ class Attended:
 
 
 def attend(
-    tape: LowerTape, query: ir.Value, key: ir.Value, value: ir.Value, how: Scores, *, heads: int, kv_heads: int
+    tape: LowerTape, query: ir.Value, key: ir.Value, value: ir.Value, how: Scores, *, heads: int | None, kv_heads: int | None
 ) -> Attended:
-    """Attention of ``query`` [batch, heads, length, size] over keys and values [batch, kv_heads, total, size]."""
+    """Attention of ``query`` [batch, heads, length, size] over keys and values [batch, kv_heads, total, size].
+
+    A number of heads may be None where only the graph knows it when it runs.
+    """
     dtype = tape.dtype(query)
-    if heads != kv_heads:
+    if heads is None or kv_heads is None:
+        times = tape.op("Div", tape.length(query, 1), tape.length(key, 1))
+        key, value = (repeat_heads(tape, part, kv_heads, times) for part in (key, value))
+    elif heads != kv_heads:
         key, value = (repeat_heads(tape, part, kv_heads, heads // kv_heads) for part in (key, value))
     # The scale goes to the query and not to the scores: there are fewer of them, and in half precision they cannot
     # overflow before they are scaled down.
@@ -61,13 +67,9 @@ def attend(
     if how.allowed is not None:
         biased = tape.op("Where", how.allowed, biased, tape.lowest(biased))
     scores = tape.cast(biased, how.precision) if how.precision is not None else biased
-    probabilities = _softmax(tape, scores, how.sink, heads)
-    if how.hidden_rows is not None:
-        bias = how.hidden_rows
-        seen = tape.once(
-            ("rows that see", bias), lambda: tape.op("Greater", tape.maximum(bias), tape.lowest(bias))
-        )
-        probabilities = tape.op("Where", seen, probabilities, tape.number(0.0, probabilities))
+    probabilities = _softmax(tape, scores, how.sink)
+    if how.rows is not None:
+        probabilities = tape.op("Where", how.rows, probabilities, tape.number(0.0, probabilities))
     probabilities = tape.cast(probabilities, dtype)
     return Attended(raw, capped, biased, probabilities, tape.op("MatMul", probabilities, value))
 
@@ -84,16 +86,23 @@ def merge_heads(tape: LowerTape, value: ir.Value) -> ir.Value:
     return tape.reshape(tape.transpose(value, 0, 2, 1, 3), 0, 0, -1)
 
 
-def repeat_heads(tape: LowerTape, value: ir.Value, kv_heads: int, times: int) -> ir.Value:
-    """Every head of [batch, kv_heads, length, size] ``times`` times in a row."""
+def repeat_heads(tape: LowerTape, value: ir.Value, kv_heads: int | None, times: int | ir.Value) -> ir.Value:
+    """Every head of [batch, kv_heads, length, size] ``times`` [1] times in a row."""
     if kv_heads == 1:
         # A product spreads a single head over the others by itself.
         return value
     size = tape.known_length(value, 3)
-    spread = tape.op("Expand", tape.unsqueeze(value, 2), tape.ints(1, 1, times, 1, 1))
+    if isinstance(times, int) and kv_heads is not None:
+        heads: int | ir.Value = kv_heads * times
+        shape = tape.ints(1, 1, times, 1, 1)
+    else:
+        count = tape.ints(times) if isinstance(times, int) else times
+        heads = tape.op("Mul", tape.length(value, 1), count)
+        shape = tape.op("Concat", tape.ints(1, 1), count, tape.ints(1, 1), axis=0)
+    spread = tape.op("Expand", tape.unsqueeze(value, 2), shape)
     if size is not None:
-        return tape.reshape(spread, 0, kv_heads * times, -1, size)
-    return tape.reshape(spread, 0, kv_heads * times, tape.length(value, 2), tape.length(value, 3))
+        return tape.reshape(spread, 0, heads, -1, size)
+    return tape.reshape(spread, 0, heads, tape.length(value, 2), tape.length(value, 3))
 
 
 def causal(tape: LowerTape, length: ir.Value, total: ir.Value, offset: ir.Value) -> ir.Value:
@@ -127,11 +136,11 @@ def _scale(tape: LowerTape, query: ir.Value, scale: float | None) -> ir.Value:
     return tape.cast(tape.op("Reciprocal", tape.op("Sqrt", length)), tape.dtype(query))
 
 
-def _softmax(tape: LowerTape, scores: ir.Value, sink: ir.Value | None, heads: int) -> ir.Value:
+def _softmax(tape: LowerTape, scores: ir.Value, sink: ir.Value | None) -> ir.Value:
     if sink is None:
         return tape.op("Softmax", scores, axis=-1)
-    column = tape.reshape(tape.cast(sink, tape.dtype(scores)), 1, heads, 1, 1)
-    shape = tape.op("Concat", tape.length(scores, 0), tape.ints(heads), tape.length(scores, 2), tape.ints(1), axis=0)
+    column = tape.reshape(tape.cast(sink, tape.dtype(scores)), 1, -1, 1, 1)
+    shape = tape.op("Concat", *(tape.length(scores, axis) for axis in (0, 1, 2)), tape.ints(1), axis=0)
     with_sink = tape.op("Softmax", tape.op("Concat", tape.op("Expand", column, shape), scores, axis=3), axis=-1)
     return tape.slice(with_sink, 3, 1, 2**31 - 1)
 

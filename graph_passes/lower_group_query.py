@@ -48,7 +48,7 @@ def lower_group_query(tape: LowerTape) -> Results:
     if past_key is not None and past_value is not None:
         key = _stored(tape, past_key, key, start, length, total)
         value = _stored(tape, past_value, value, start, length, total)
-    allowed = _visible(tape, key, counts, start, length)
+    allowed = _visible(tape, counts, start, length, total)
     scale = tape.real("scale", 0.0)
     bias = tape.operand(10)
     sink = tape.operand(11)
@@ -59,6 +59,7 @@ def lower_group_query(tape: LowerTape) -> Results:
         softcap=tape.real("softcap", 0.0),
         biases=() if bias is None else (bias,),
         allowed=allowed,
+        rows=_rows_that_see(tape, counts, start, length),
         sink=sink,
     )
     done = attend(tape, query, key, value, how, heads=heads, kv_heads=kv_heads)
@@ -164,19 +165,35 @@ def _cache_length(tape: LowerTape, past: ir.Value, length: ir.Value, total: ir.V
     return tape.once(("cache length", past, total), lambda: tape.op("Max", tape.length(past, 2), total))
 
 
-def _visible(tape: LowerTape, key: ir.Value, counts: ir.Value, start: ir.Value, length: ir.Value) -> ir.Value:
+def _visible(tape: LowerTape, counts: ir.Value, start: ir.Value, length: ir.Value, total: ir.Value) -> ir.Value:
     """Which keys a token may see: none behind it, none behind the row's last, none further back than the window."""
-    past = tape.operand(3)
-    total = tape.once(("total", tape.needed(6)), lambda: tape.reshape(tape.cast(tape.needed(6), INT64), 1))
-    keys = _cache_length(tape, past, length, total) if past is not None else tape.length(tape.needed(0), 1)
-    window = tape.integer("local_window_size", -1)
+    past, window = tape.operand(3), tape.integer("local_window_size", -1)
+    keys = _cache_length(tape, past, length, total) if past is not None else length
 
     def make() -> ir.Value:
-        columns = tape.positions(keys)
-        rows = tape.op("Add", tape.unsqueeze(tape.positions(length), 1), start)
+        columns, rows = tape.positions(keys), _rows(tape, start, length)
         seen = tape.op("LessOrEqual", columns, tape.op("Min", rows, counts))
         if window > 0:
             seen = tape.op("And", seen, tape.op("Greater", columns, tape.op("Sub", rows, tape.ints(window))))
         return seen
 
     return tape.once(("visible", keys, counts, start, length, window), make)
+
+
+def _rows_that_see(tape: LowerTape, counts: ir.Value, start: ir.Value, length: ir.Value) -> ir.Value | None:
+    """Which tokens see any key: behind the last token of a shorter row, the window may hold none."""
+    window = tape.integer("local_window_size", -1)
+    if window <= 0:
+        return None
+    return tape.once(
+        ("rows that see", counts, start, length, window),
+        lambda: tape.op("Less", tape.op("Sub", _rows(tape, start, length), counts), tape.ints(window)),
+    )
+
+
+def _rows(tape: LowerTape, start: ir.Value, length: ir.Value) -> ir.Value:
+    """The place of every new token in its row: [batch, 1, length, 1]."""
+    return tape.once(
+        ("places of tokens", start, length),
+        lambda: tape.op("Add", tape.unsqueeze(tape.positions(length), 1), start),
+    )

@@ -202,8 +202,13 @@ def _infer_shapes(model: ir.Model) -> None:
         value.shape = None
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     for value, shape in declared.items():
-        if value.shape is None:
-            value.shape = shape
+        value.shape = _joined(value.shape, shape)
+
+
+def _joined(inferred: ir.Shape | None, declared: ir.Shape) -> ir.Shape:
+    if inferred is None or inferred.rank() != declared.rank():
+        return inferred or declared
+    return ir.Shape([new if isinstance(new, int) else old for new, old in zip(inferred, declared, strict=True)])
 
 
 def _replace(tape: LowerTape, results: list[ir.Value | None]) -> None:
