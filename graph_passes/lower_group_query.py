@@ -169,21 +169,25 @@ def _visible(tape: LowerTape, counts: ir.Value, start: ir.Value, length: ir.Valu
     """Which keys a token may see: none behind it, none behind the row's last, none further back than the window."""
     past, window = tape.operand(3), tape.integer("local_window_size", -1)
     keys = _cache_length(tape, past, length, total) if past is not None else length
+    # Behind a row's last token there is padding only; there the operator's kernels differ in where the window starts.
+    capped = tape.real("softcap", 0.0) > 0.0
 
     def make() -> ir.Value:
         columns, rows = tape.positions(keys), _rows(tape, start, length)
-        seen = tape.op("LessOrEqual", columns, tape.op("Min", rows, counts))
+        last = tape.op("Min", rows, counts)
+        seen = tape.op("LessOrEqual", columns, last)
         if window > 0:
-            seen = tape.op("And", seen, tape.op("Greater", columns, tape.op("Sub", rows, tape.ints(window))))
+            first = tape.op("Sub", last if capped else rows, tape.ints(window))
+            seen = tape.op("And", seen, tape.op("Greater", columns, first))
         return seen
 
-    return tape.once(("visible", keys, counts, start, length, window), make)
+    return tape.once(("visible", keys, counts, start, length, window, capped and window > 0), make)
 
 
 def _rows_that_see(tape: LowerTape, counts: ir.Value, start: ir.Value, length: ir.Value) -> ir.Value | None:
     """Which tokens see any key: behind the last token of a shorter row, the window may hold none."""
     window = tape.integer("local_window_size", -1)
-    if window <= 0:
+    if window <= 0 or tape.real("softcap", 0.0) > 0.0:
         return None
     return tape.once(
         ("rows that see", counts, start, length, window),

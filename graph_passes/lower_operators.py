@@ -101,6 +101,9 @@ class LowerOperators(ir.passes.FunctionalPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lower on a copy, the simplest first."""
         self.counts.clear()
+        for value in model.graph.outputs:
+            if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
+                raise LoweringRefused(f"output {value.name} is computed by no node")
         if not any(self._takes(node) is not None for node in _every_node(model) if not _is_call(model, node)):
             return ir.passes.PassResult(model.clone(), modified=False)
         copy = model.clone()
