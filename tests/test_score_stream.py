@@ -5,17 +5,23 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_zoo import row
 
 from gatenorm_export.errors import MissingPartError, RefusedError
-from gatenorm_export.scoring import gate_norm, stream
+from gatenorm_export.scoring import ScoreRequest, gate_norm, score_model, stream
 from gatenorm_export.scoring.devices import Device, pick_device, product_score
 from gatenorm_export.scoring.pairing import in_pairs
+from gatenorm_export.scoring.rows import Rows
 from gatenorm_export.scoring.stream import NotFinite, score_layers
+from gatenorm_export.scoring.weights import TowerWeights
+from gatenorm_export.sources import resolve_model
 
 HEAD_DIM = 16
 
@@ -29,6 +35,9 @@ class Layer:
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         self.reads += 1
         return self.query, self.key
+
+    def rows(self, lock: threading.Lock) -> None:
+        return None
 
 
 def random_layers(scales: list[float], *, rows: int = 128, key_rows: int = 128, width: int = 128) -> list[Layer]:
@@ -160,12 +169,17 @@ def test_no_more_than_two_layers_are_in_memory_and_one_is_read_at_a_time() -> No
                 reading -= 1
             return np.zeros((2, 2)), np.zeros((2, 2))
 
-    def work(layer: int, query: np.ndarray, key: np.ndarray) -> int:
+        def rows(self, lock: threading.Lock) -> None:
+            return None
+
+    def work(one: Counted, turn: threading.Lock) -> int:
         nonlocal alive
+        with turn:
+            one.load()
         time.sleep(0.01)
         with lock:
             alive -= 1
-        return layer * 10
+        return one.layer * 10
 
     assert list(in_pairs([Counted(layer) for layer in range(8)], work)) == [(layer, layer * 10) for layer in range(8)]
     assert most == [2, 1]
@@ -184,9 +198,49 @@ def test_the_first_error_comes_through_and_reading_stops() -> None:
                 raise OSError("no such tensor")
             return np.zeros((2, 2)), np.zeros((2, 2))
 
+        def rows(self, lock: threading.Lock) -> None:
+            return None
+
     with pytest.raises(OSError, match="no such tensor"):
-        list(in_pairs([Damaged(layer) for layer in range(50)], lambda layer, query, key: layer))
+        list(in_pairs([Damaged(layer) for layer in range(50)], lambda one, turn: one.load()))
     assert len(read) < 10
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("family", ["llama-gqa", "llama-mha"])
+def test_rows_that_stream_give_what_whole_tensors_give(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores, intervals and digests do not depend on whether a layer was ever in memory as a whole."""
+    spec = resolve_model(str(row(family).save(tmp_path, dtype="bfloat16")))
+    whole = score_model(spec, ScoreRequest(exact=True))
+    streamed = score_model(spec, ScoreRequest(cuts=(0,)))
+    monkeypatch.setattr(TowerWeights, "rows", lambda self, layer, lock: None)
+    loaded = score_model(spec, ScoreRequest(cuts=(0,)))
+    assert streamed == loaded
+    assert streamed.convention.exactness == "sketched"
+    assert streamed.convention.source_digest == whole.convention.source_digest
+
+
+@pytest.mark.parametrize("window", [1, 3, 7, 64])
+def test_rows_come_once_in_order(window: int) -> None:
+    matrix = np.arange(70, dtype=np.float32).reshape(10, 7)
+    asked = []
+
+    def read(start: int, stop: int) -> np.ndarray:
+        asked.append((start, stop))
+        return matrix[start:stop].copy()
+
+    rows = Rows(read, (10, 7), np.dtype(np.float32), window=window, lock=threading.Lock())
+    with pytest.raises(ValueError, match="only 0 of 10"):
+        _ = rows.digest
+    seen = [rows[start : start + window].copy() for start in range(0, 10, window)]
+    assert np.array_equal(np.concatenate(seen), matrix)
+    assert rows.digest == xxhash.xxh3_128(matrix.tobytes()).hexdigest()
+    assert [start for start, _ in asked] == sorted({start for start, _ in asked})
+    if window < 10:
+        with pytest.raises(IndexError, match="not in the window"):
+            rows[0:1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

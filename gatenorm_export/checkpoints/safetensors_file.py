@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from gatenorm_export.checkpoints.dtypes import BITS, NUMPY
 from gatenorm_export.checkpoints.ranges import ByteReader, Folder, Opened, digest_of, parse_json, read_json
 from gatenorm_export.checkpoints.tensors import StoredTensor, TensorInfo
@@ -51,13 +53,33 @@ class SafetensorsSource:
 
     def read(self, name: str) -> StoredTensor:
         """See :class:`gatenorm_export.checkpoints.TensorSource`."""
-        entry, file = self.entry(name), self._holder[name]
-        where = f"{self._folder.where(file)}: tensor {name}"
+        entry, dtype = self._stored(name)
+        data = self._opened.reader(self._holder[name]).read(entry.begin, entry.end - entry.begin)
+        return StoredTensor(data.view(dtype).reshape(entry.shape), digest_of(data))
+
+    @property
+    def rows_at_once(self) -> bool:
+        """Whether :meth:`read_rows` is worth it: over a network, a tensor is one request."""
+        return not self._folder.remote
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop`` of a matrix, as they are stored; one call at a time.
+
+        Raises:
+            InputError: as :meth:`read`.
+        """
+        entry, dtype = self._stored(name)
+        width = (entry.end - entry.begin) // entry.shape[0]
+        data = self._opened.reader(self._holder[name]).read(entry.begin + start * width, (stop - start) * width)
+        return data.view(dtype).reshape(stop - start, *entry.shape[1:])
+
+    def _stored(self, name: str) -> tuple[Entry, np.dtype]:
+        entry = self.entry(name)
         dtype = NUMPY.get(entry.dtype)
         if dtype is None:
+            where = f"{self._folder.where(self._holder[name])}: tensor {name}"
             raise InputError(f"{where} is stored as {entry.dtype}, which weights cannot be read from")
-        data = self._opened.reader(file).read(entry.begin, entry.end - entry.begin)
-        return StoredTensor(data.view(dtype).reshape(entry.shape), digest_of(data))
+        return entry, dtype
 
     def entry(self, name: str) -> Entry:
         """The header's entry of a tensor, from the shard that holds it.

@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from gatenorm_export.scoring.rows import Matrix
+
 Variant = Literal["all-heads", "per-head"]
 
 UNIT_FLOAT32, UNIT_FLOAT64 = 2.0**-24, 2.0**-53
@@ -80,9 +82,9 @@ def exact_flops(rows: int, width: int) -> float:
     return 2.0 * rows * width * min(rows, width)
 
 
-def is_large(query: np.ndarray, key: np.ndarray) -> bool:
+def is_large(query: Matrix, key: Matrix) -> bool:
     """Whether float32 is worth its rounding. Weights stored in float64 keep their precision."""
-    return np.float64 not in (query.dtype, key.dtype) and exact_flops(*key.shape) > _FLOAT64_UP_TO_FLOPS
+    return np.float64 not in (query.dtype, key.dtype) and exact_flops(key.shape[0], key.shape[1]) > _FLOAT64_UP_TO_FLOPS
 
 
 def in_float32_range(score: float, width: int) -> bool:
@@ -91,7 +93,7 @@ def in_float32_range(score: float, width: int) -> bool:
     return low * width < score < high * width
 
 
-def check_shapes(query: np.ndarray, key: np.ndarray, head_dim: int) -> None:
+def check_shapes(query: Matrix, key: Matrix, head_dim: int) -> None:
     """Raise ValueError where the shapes are no whole heads, or the query heads do not divide among the key heads."""
     if query.ndim != 2 or key.ndim != 2 or head_dim < 1:
         raise ValueError(f"query {query.shape} and key {key.shape} are no matrices of heads of {head_dim}")
@@ -100,9 +102,9 @@ def check_shapes(query: np.ndarray, key: np.ndarray, head_dim: int) -> None:
         raise ValueError(f"query {query.shape} and key {key.shape} do not fit heads of {head_dim}")
 
 
-def group_rows(query: np.ndarray, key_rows: int, head_dim: int) -> Iterator[tuple[slice, list[np.ndarray]]]:
+def group_rows(query: Matrix, key_rows: int, head_dim: int) -> Iterator[tuple[slice, list[np.ndarray]]]:
     """The group sum in blocks of rows that stay in cache: (rows of the sum, the blocks to add up for them)."""
-    group = query.shape[0] // key_rows
+    group = len(query) // key_rows
     for head in range(key_rows // head_dim):
         for start in range(0, head_dim, _ROWS_AT_A_TIME):
             stop = min(start + _ROWS_AT_A_TIME, head_dim)

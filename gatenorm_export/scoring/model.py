@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from gatenorm_export.records import (
 from gatenorm_export.scoring.certify import Certainty
 from gatenorm_export.scoring.gate_norm import Variant
 from gatenorm_export.scoring.norms import folded, gain, ranking_shift, require_norms
+from gatenorm_export.scoring.rows import Rows
 from gatenorm_export.scoring.stream import NotFinite, Scored, Scoring, score_layers
 from gatenorm_export.scoring.trend import depth_trend
 from gatenorm_export.scoring.weights import TowerWeights, open_towers, query_key_digest
@@ -162,13 +164,24 @@ class _Layer:
         self._weights = weights
         self.tensors = tensors
         self.layer = tensors.layer
-        self.digest = ""
+        self._digest = ""
+        self._rows: tuple[Rows, Rows] | None = None
         self._fold = fold
+
+    @property
+    def digest(self) -> str:
+        """Of the tensors as they were read last."""
+        return " ".join(rows.digest for rows in self._rows) if self._rows else self._digest
+
+    def rows(self, lock: threading.Lock) -> tuple[Rows, Rows] | None:
+        """Query and key to be read row by row."""
+        self._rows = None if self._fold else self._weights.rows(self.tensors, lock)
+        return self._rows
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Query and key, with the norm weight in them where it is to be folded."""
         loaded = self._weights.load(self.tensors)
-        self.digest = loaded.digest
+        self._digest, self._rows = loaded.digest, None
         if not self._fold:
             return loaded.query, loaded.key
         tower = self._weights.tower

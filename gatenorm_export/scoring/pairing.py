@@ -12,6 +12,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from gatenorm_export.scoring.rows import Rows
+
 Result = TypeVar("Result")
 
 # Two, so that reading overlaps with computing and never more than two layers are in memory. Layers side by side also
@@ -30,21 +32,25 @@ class StreamedLayer(Protocol):
         """Query and key weights. Called from other threads, one call at a time; again when the layer is looked at more
         closely."""
 
+    def rows(self, lock: threading.Lock) -> tuple[Rows, Rows] | None:
+        """The same to be read row by row, holding ``lock`` while reading; None where only :meth:`load` will do."""
+
+
+Streamed = TypeVar("Streamed", bound=StreamedLayer)
+
 
 def in_pairs(
-    layers: Sequence[StreamedLayer], work: Callable[[int, np.ndarray, np.ndarray], Result]
+    layers: Sequence[Streamed], work: Callable[[Streamed, threading.Lock], Result]
 ) -> Iterator[tuple[int, Result]]:
-    """``work(layer, query, key)`` on each layer, results in order. At most two layers are in memory at a time.
+    """``work(layer, lock)`` on each layer, two at a time, results in order; work holds the lock while it reads.
 
     Raises:
-        Exception: what ``load`` or ``work`` raised, for the first layer that it was raised for.
+        Exception: what ``work`` raised, for the first layer that it was raised for.
     """
     reading = threading.Lock()
 
-    def one(streamed: StreamedLayer) -> Result:
-        with reading:
-            query, key = streamed.load()
-        return work(streamed.layer, query, key)
+    def one(streamed: Streamed) -> Result:
+        return work(streamed, reading)
 
     if len(layers) < 2:
         for streamed in layers:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gatenorm_export.scoring.gate_norm import group_rows
+from gatenorm_export.scoring.rows import Matrix
 
 FAILURE_EXPONENT = 16.0
 """t: an interval fails with probability e^-t, one in nine million, on either side, as far as its variance is known."""
@@ -40,7 +41,9 @@ SIGNS_PER_ROW = 16
 _SURE_DIAGONAL = 0.8
 # What float32 rounds off a projection of random signs, relative; measured below 1e-6 at d = 8192.
 _ROUNDING = 1e-5
-_ROWS = 64
+ROWS_AT_A_TIME = 64
+"""Rows that are converted and projected at once: in float32 they stay in cache."""
+
 # A form of rank one in one block loses a factor of 30 on either side at e^-20: the lower tail of chi squared of 16.
 _WORST_LOSS = 1000.0
 
@@ -98,13 +101,13 @@ class BlockSigns:
 
 
 def sketch(
-    query: np.ndarray, key: np.ndarray, *, head_dim: int, columns: int, rng: np.random.Generator, rank: int = 0
+    query: Matrix, key: Matrix, *, head_dim: int, columns: int, rng: np.random.Generator, rank: int = 0
 ) -> Estimate:
     """Estimate the score of one layer, all heads together.
 
     ``query`` [n_heads * head_dim, d_model] and ``key`` [n_kv_heads * head_dim, d_model]; ``columns`` dimensions are
-    kept on either side, and ``rank`` directions are taken exactly. Weights with NaN or infinity give a score that is
-    not finite.
+    kept on either side, and ``rank`` directions are taken exactly, which goes through the weights twice. Weights with
+    NaN or infinity give a score that is not finite.
     """
     rows, width = key.shape
     left, right = BlockSigns(width, columns, rng), BlockSigns(width, columns, rng)
@@ -142,12 +145,12 @@ def sketch(
     return _estimate(small, captured, left, right)
 
 
-def _blocks(array: np.ndarray, rows: int, head_dim: int) -> Iterator[tuple[slice, np.ndarray]]:
+def _blocks(array: Matrix, rows: int, head_dim: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Rows in float32, few at a time: group sums of the query weights, or the weights as they are."""
     if len(array) == rows:
-        buffer = np.empty((min(_ROWS, rows), array.shape[1]), np.float32)
-        for start in range(0, rows, _ROWS):
-            stop = min(start + _ROWS, rows)
+        buffer = np.empty((min(ROWS_AT_A_TIME, rows), array.shape[1]), np.float32)
+        for start in range(0, rows, ROWS_AT_A_TIME):
+            stop = min(start + ROWS_AT_A_TIME, rows)
             target = buffer[: stop - start]
             np.copyto(target, array[start:stop], casting="unsafe")
             yield slice(start, stop), target

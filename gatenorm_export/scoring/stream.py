@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from gatenorm_export.scoring.gate_norm import (
     is_large,
 )
 from gatenorm_export.scoring.pairing import StreamedLayer, in_pairs
+from gatenorm_export.scoring.rows import Matrix
 from gatenorm_export.scoring.sketch import SIGNS_PER_ROW, sketch
 
 
@@ -123,9 +125,17 @@ def score_layers(
     found: dict[int, _Found] = {}
     looks: dict[str, int] = {}
 
-    def look(layer: int, query: np.ndarray, key: np.ndarray) -> _Found:
-        start = found[layer].step + 1 if layer in found else 0
-        return _look(layer, query, key, steps, start, head_dim=head_dim, variant=variant, seed=seed, device=chosen)
+    # What overflows is noticed by its score.
+    @np.errstate(over="ignore", invalid="ignore", under="ignore")
+    def look(one: StreamedLayer, reading: threading.Lock) -> _Found:
+        start = found[one.layer].step + 1 if one.layer in found else 0
+        if steps[start].columns and not steps[start].rank and (rows := one.rows(reading)) is not None:
+            guess = _sketched(one.layer, *rows, steps, start, head_dim=head_dim, seed=seed)
+            if guess is not None:
+                return guess
+        with reading:
+            query, key = one.load()
+        return _look(one.layer, query, key, steps, start, head_dim=head_dim, variant=variant, seed=seed, device=chosen)
 
     pending = list(layers)
     with full_float32(chosen):
@@ -141,6 +151,21 @@ def score_layers(
     return _scoring([one.layer for one in layers], found, wanted, looks, chosen)
 
 
+def _sketched(
+    layer: int, query: Matrix, key: Matrix, steps: Sequence[_Step], number: int, *, head_dim: int, seed: int
+) -> _Found | None:
+    """Take a sketch step, or None where the layer is small for it or its figures leave the range of float32."""
+    check_shapes(query, key, head_dim)
+    step, (rows, width) = steps[number], key.shape
+    if not is_large(query, key) or _sketch_flops(step, rows, width) * 2 > exact_flops(rows, width):
+        return None
+    rng = np.random.default_rng((seed, number, layer))
+    guess = sketch(query, key, head_dim=head_dim, columns=step.columns, rng=rng, rank=step.rank)
+    if not in_float32_range(guess.score, width):
+        return None
+    return _Found(guess.score, guess.low, guess.high, step.name, number, exact=False, final=False)
+
+
 def _look(
     layer: int,
     query: np.ndarray,
@@ -154,26 +179,17 @@ def _look(
     device: Device | None,
 ) -> _Found:
     """Take the first step from ``start`` on that makes sense for the layer."""
+    number = start
+    while steps[number].columns:
+        guess = _sketched(layer, query, key, steps, number, head_dim=head_dim, seed=seed)
+        if guess is not None:
+            return guess
+        number += 1
     check_shapes(query, key, head_dim)
-    rows, width = key.shape
-    large = is_large(query, key)
-    number, step = next(
-        (number, step)
-        for number, step in enumerate(steps)
-        if number >= start
-        and (not step.columns or (large and _sketch_flops(step, rows, width) * 2 < exact_flops(rows, width)))
-    )
-    if step.columns:
-        rng = np.random.default_rng((seed, number, layer))
-        guess = sketch(query, key, head_dim=head_dim, columns=step.columns, rng=rng, rank=step.rank)
-        if in_float32_range(guess.score, width):
-            return _Found(guess.score, guess.low, guess.high, step.name, number, exact=False, final=False)
-        # NaN, infinity, or squares beyond float32: the exact formula tells which.
-        number, step = next((number, step) for number, step in enumerate(steps) if not step.columns)
-    if device is not None and not step.float64:
+    if device is not None and not steps[number].float64:
         one = device_score(device, query, key, head_dim=head_dim, variant=variant)
     else:
-        one = exact_score(query, key, head_dim=head_dim, variant=variant, float64=step.float64)
+        one = exact_score(query, key, head_dim=head_dim, variant=variant, float64=steps[number].float64)
     if not math.isfinite(one.score):
         raise NotFinite(layer)
     low, high = one.score * (1 - one.rounding), one.score * (1 + one.rounding)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import xxhash
@@ -17,12 +19,19 @@ from gatenorm_export.architectures import (
     towers_of_gguf,
     towers_of_onnx,
 )
+from gatenorm_export.architectures.layouts import SEPARATE
 from gatenorm_export.checkpoints import TensorSource, open_tensors
+from gatenorm_export.checkpoints.dtypes import NUMPY
 from gatenorm_export.checkpoints.locate import CONFIG
 from gatenorm_export.checkpoints.opening import folder_of
 from gatenorm_export.checkpoints.ranges import read_json
+from gatenorm_export.checkpoints.safetensors_file import SafetensorsSource
 from gatenorm_export.errors import InputError
 from gatenorm_export.records import ModelSpec, TowerSpec
+from gatenorm_export.scoring.rows import Rows
+from gatenorm_export.scoring.sketch import ROWS_AT_A_TIME
+
+_STREAMED_DTYPES = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,28 @@ class TowerWeights:
         stored = [self.source.read(name) for name in layer.names]
         query, key = self.tower.split(layer, [tensor.values for tensor in stored])
         return LayerWeights(query, key, " ".join(tensor.digest for tensor in stored))
+
+    def rows(self, layer: LayerTensors, lock: threading.Lock) -> tuple[Rows, Rows] | None:
+        """Query and key of one layer as rows to be read once, holding ``lock``; None where the source or the layout
+        has no such rows.
+
+        Raises:
+            InputError: as :meth:`load`, here and when rows are read.
+        """
+        source, infos = self.source, [self.source.tensors[name] for name in layer.names]
+        if not isinstance(source, SafetensorsSource) or not source.rows_at_once or self.tower.layout != SEPARATE:
+            return None
+        if any(info.dtype not in _STREAMED_DTYPES for info in infos):
+            return None
+        (query_rows, width), (key_rows, _) = self.tower.shapes(layer)
+        group = query_rows // key_rows
+        # A window holds all query heads of a key head where they are summed.
+        windows = (group * self.tower.head_dim if group > 1 else ROWS_AT_A_TIME, ROWS_AT_A_TIME)
+        query, key = (
+            Rows(partial(source.read_rows, info.name), (rows, width), NUMPY[info.dtype], window=window, lock=lock)
+            for info, rows, window in zip(infos, (query_rows, key_rows), windows, strict=True)
+        )
+        return query, key
 
     def norm(self, layer: LayerTensors) -> np.ndarray:
         """The weight of the norm before attention, [d_model], as it is stored.
