@@ -194,6 +194,10 @@ def no_engine_of(kind: ModelKind) -> str:
     return "" if kind.kind.engines else f"engines are built for decoders only so far, this is {_WORDS[kind.kind.name]}"
 
 
+_VECTORS = {"last_hidden_state", "pooler_output", "text_embeds", "sentence_embedding"}
+"""Outputs of text encoders. A decoder's logits have other names in some exporters, so a decoder is what has none."""
+
+
 def kind_of_graph(graph: Path) -> ModelKind:
     """What a graph without a record is, by the names of its ends.
 
@@ -209,9 +213,8 @@ def kind_of_graph(graph: Path) -> ModelKind:
         return ModelKind(KINDS["speech"], _SPEECH, "", "transcript", "encoder")
     if "encoder_hidden_states" in inputs:
         return ModelKind(KINDS["speech"], _SPEECH, "", "transcript", "decoder")
-    measure: Measure = "classes" if "logits" in outputs else "embeddings"
     if "pixel_values" in inputs:
-        return ModelKind(KINDS["vision"], "", "", measure)
-    if measure == "embeddings" and "input_ids" in inputs:
-        return ModelKind(KINDS["encoder"], "", "", measure)
+        return ModelKind(KINDS["vision"], "", "", "classes" if "logits" in outputs else "embeddings")
+    if outputs & _VECTORS:
+        return ModelKind(KINDS["encoder"], "", "", "embeddings")
     return ModelKind(KINDS["decoder"], "", "", "text")

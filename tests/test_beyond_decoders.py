@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import wave
@@ -16,13 +17,14 @@ from model_zoo import make_tokenizer
 from report_factory import a_comparison
 
 from benchmarks.matrix.models import VOCAB, family
+from gatenorm_export.architectures import ADAPTERS
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import check_faithfulness
 from gatenorm_export.comparing.audio import load_audio
 from gatenorm_export.comparing.forward_quality import split_sentences
 from gatenorm_export.comparing.images import load_images
 from gatenorm_export.comparing.similarity import class_quality, edit_distance, embedding_quality
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.kinds import kind_of
 from gatenorm_export.records import ComparisonReport, ExportedGraph, PrunedGraph
@@ -266,6 +268,19 @@ def test_every_cross_attention_of_whisper_can_go_and_one_layer_of_its_decoder_st
     cross = ["prune", decoder, "--layers", "", "--cross", "0-3", "-o", str(tmp_path / "cross"), "--quiet"]
     assert main(cross) == 0
     assert main(["compare", decoder, str(tmp_path / "cross" / "decoder_model_merged.onnx"), "--no-latency"]) == 0
+    both = ["prune", decoder, "--layers", "1", "--cross", "0,2", "-o", str(tmp_path / "both"), "--quiet"]
+    assert main(both) == 0
+    pruned = tmp_path / "both" / "decoder_model_merged.onnx"
+    for manifest in (tmp_path / "both" / "decoder_model_merged.manifest.json", None):
+        if manifest is None:
+            # Without records, what is gone is told by the graph itself.
+            for path in (*base.glob("*.manifest.json"), *pruned.parent.glob("*.manifest.json")):
+                path.unlink()
+        capsys.readouterr()
+        model = ["--model", str(checkpoint("whisper"))]
+        assert main(["compare", decoder, str(pruned), "--no-latency", "--json", *model]) == 0
+        reference = json.loads(capsys.readouterr().out)["faithfulness"]["reference"]
+        assert "attention of layers 1 zeroed, cross-attention of layers 0, 2 zeroed" in reference
     capsys.readouterr()
     assert main(["prune", decoder, "--layers", "0-3", "-o", str(tmp_path / "all"), "--quiet"]) == 5
     assert "keep one such layer" in capsys.readouterr().err
@@ -355,6 +370,20 @@ def test_measures_have_known_answers() -> None:
     assert edit_distance([1, 2, 3], [1, 3]) == 1
     assert edit_distance([], [4, 4]) == 2
     assert edit_distance([1, 2, 3, 4], [2, 3, 5, 4]) == 2
+
+
+@pytest.mark.parametrize("architecture", sorted(ADAPTERS))
+def test_every_family_that_is_scored_is_exported_or_refused_in_words(architecture: str, checkpoint) -> None:
+    import transformers
+
+    spec = resolve_model(str(checkpoint("bert"))).model_copy(update={"architecture": architecture})
+    for tower in ("", "text", "vision", "encoder", "decoder", "cross"):
+        # Any other exception would be a crash.
+        with contextlib.suppress(RefusedError):
+            kind = kind_of(spec, tower)
+            assert hasattr(transformers, kind.loader)
+            for which in ("faithfulness", "quality", "latency"):
+                assert callable(kind.kind.function(which))
 
 
 def test_sentences_are_split_and_prose_without_full_stops_is_cut() -> None:
