@@ -14,10 +14,11 @@ from graph_passes.wide_nodes import is_wide, wide_nodes
 
 FLOAT = ir.DataType.FLOAT
 LARGEST: Mapping[ir.DataType, float] = {
+    ir.DataType.FLOAT: 3.4028234663852886e38,
     ir.DataType.FLOAT16: 65504.0,
     ir.DataType.BFLOAT16: 3.3895313892515355e38,
 }
-"""The types that a graph can be put into, and the largest number of each."""
+"""The largest number of each type."""
 
 Allows = Callable[[ir.Node], bool]
 """Whether an operator, in the graph's opset, takes the new type."""
@@ -89,7 +90,9 @@ class ConvertPrecision(ir.passes.InPlacePass):
                 if value is not None and value.dtype is not None and value.dtype.is_floating_point()
             }
             if len(types) > 1 and node.op_type not in {"CastLike", "QuantizeLinear", "DequantizeLinear"}:
-                raise ir.passes.PostconditionError(f"{node_name(node)} reads {', '.join(sorted(t.name for t in types if t))}")
+                raise ir.passes.PostconditionError(
+                    f"{node_name(node)} reads {', '.join(sorted(t.name for t in types if t))}"
+                )
 
 
 class _Work:
@@ -183,7 +186,7 @@ class _Work:
         if (value, to) not in self.casts:
             name = f"{value.name}/as_{to.name.lower()}"
             producer = value.producer()
-            if producer is not None and producer.op_type == "Constant" and to in LARGEST:
+            if producer is not None and producer.op_type == "Constant" and to == self.to:
                 node = ir.node("Constant", [], {"value": rounded(_constant(producer), to)}, name=name)
             else:
                 node = ir.node("Cast", [value], {"to": int(to)}, name=name)
@@ -215,10 +218,11 @@ def rounded(tensor: ir.TensorProtocol, to: ir.DataType) -> ir.TensorProtocol:
     """A float32 tensor in another type. What is finite stays finite: a mask of float32's lowest number must not become
     -inf, a row of which makes Softmax return NaN."""
     array = tensor.numpy()
-    finite = abs(array) <= 3.4028234663852886e38
-    clipped = array.clip(-LARGEST[to], LARGEST[to])
-    clipped[~finite] = array[~finite]
-    return ir.tensor(clipped.astype(to.numpy()), dtype=to, name=tensor.name)
+    flat = array.reshape(-1)
+    clipped = flat.clip(-LARGEST[to], LARGEST[to])
+    endless = abs(flat) > LARGEST[FLOAT]
+    clipped[endless] = flat[endless]
+    return ir.tensor(clipped.reshape(array.shape).astype(to.numpy()), dtype=to, name=tensor.name)
 
 
 def _constant(node: ir.Node) -> ir.TensorProtocol:

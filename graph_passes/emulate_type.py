@@ -23,6 +23,9 @@ class EmulateType(ir.passes.InPlacePass):
         wide: dict[ir.Value, ir.Value] = {}
         for node in list(graph):
             if node.op_type == "Cast":
+                result = node.outputs[0]
+                if result.dtype == self._dtype and result.is_graph_output():
+                    self._as_output(graph, result, result)
                 continue
             for index, value in enumerate(node.inputs):
                 if value is not None and value.dtype == self._dtype and not value.is_graph_input():

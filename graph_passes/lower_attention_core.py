@@ -44,7 +44,14 @@ class Attended:
 
 
 def attend(
-    tape: LowerTape, query: ir.Value, key: ir.Value, value: ir.Value, how: Scores, *, heads: int | None, kv_heads: int | None
+    tape: LowerTape,
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    how: Scores,
+    *,
+    heads: int | None,
+    kv_heads: int | None,
 ) -> Attended:
     """Attention of ``query`` [batch, heads, length, size] over keys and values [batch, kv_heads, total, size].
 

@@ -39,9 +39,7 @@ def lower_group_query(tape: LowerTape) -> Results:
     query, key = _normed(tape, query, 14), _normed(tape, key, 15)
     counts = rows_of(tape, tape.needed(5))
     length = tape.length(tape.needed(0), 1)
-    total = tape.once(
-        ("total", tape.needed(6)), lambda: tape.reshape(tape.cast(tape.needed(6), INT64), 1)
-    )
+    total = tape.once(("total", tape.needed(6)), lambda: tape.reshape(tape.cast(tape.needed(6), INT64), 1))
     start = _starts(tape, counts, length, total)
     if tape.integer("do_rotary", 0):
         query, key = _turned(tape, query, key, length, total, start)
@@ -66,9 +64,7 @@ def lower_group_query(tape: LowerTape) -> Results:
     return [merge_heads(tape, done.context), key, value, None][: len(tape.node.outputs)]
 
 
-def _heads(
-    tape: LowerTape, heads: int, kv_heads: int, past: ir.Value | None
-) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _heads(tape: LowerTape, heads: int, kv_heads: int, past: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Query, key and value [batch, heads, length, size], which may come packed in one."""
     query, key, value = tape.needed(0), tape.operand(1), tape.operand(2)
     size = tape.known_length(past, 3) if past is not None else None
@@ -144,9 +140,7 @@ def _stored(
     appended where the longest row has them, and only a single one is then put into its place in shorter rows.
     """
     before = tape.once(("before", total, length), lambda: tape.op("Sub", total, length))
-    whole = tape.op(
-        "Concat", tape.slice(past, 2, 0, before), new, tape.slice(past, 2, total, 2**31 - 1), axis=2
-    )
+    whole = tape.op("Concat", tape.slice(past, 2, 0, before), new, tape.slice(past, 2, total, 2**31 - 1), axis=2)
     places = tape.once(
         ("cache places", past, length, total),
         lambda: tape.reshape(tape.positions(_cache_length(tape, past, length, total)), 1, 1, -1, 1),

@@ -162,5 +162,3 @@ def _within(tape: LowerTape, mask: ir.Value, like: ir.Value, total: ir.Value) ->
     starts = tape.reshape(tape.slice(padded, 0, batch, tape.op("Mul", batch, tape.ints(2))), -1, 1, 1, 1)
     places = tape.positions(total)
     return tape.op("And", tape.op("Less", places, ends), tape.op("GreaterOrEqual", places, starts))
-
-

@@ -60,9 +60,7 @@ def lower_embedding_norm(tape: LowerTape) -> Results:
     if segments is not None:
         parts.append(tape.op("Gather", tape.needed(4), segments, axis=0))
     total = tape.sum_of(parts)
-    normed = written_norm(
-        tape, total, tape.operand(5), tape.operand(6), tape.real("epsilon", 1e-12), centred=True
-    )
+    normed = written_norm(tape, total, tape.operand(5), tape.operand(6), tape.real("epsilon", 1e-12), centred=True)
     lengths = None
     if tape.wanted(1):
         mask = tape.operand(7)
@@ -85,9 +83,7 @@ def written_norm(
     wide = tape.cast(value, FLOAT)
     if centred:
         wide = tape.op("Sub", wide, tape.mean(wide))
-    deviation = tape.op(
-        "Sqrt", tape.op("Add", tape.mean(tape.op("Mul", wide, wide)), tape.number(epsilon, wide))
-    )
+    deviation = tape.op("Sqrt", tape.op("Add", tape.mean(tape.op("Mul", wide, wide)), tape.number(epsilon, wide)))
     normed = tape.cast(tape.op("Div", wide, deviation), tape.dtype(value))
     if scale is not None:
         normed = tape.op("Mul", normed, scale)

@@ -16,7 +16,12 @@ from graph_passes.lower_attention import lower_attention
 from graph_passes.lower_group_query import lower_group_query
 from graph_passes.lower_multi_head import lower_microsoft_attention, lower_multi_head
 from graph_passes.lower_norms import lower_embedding_norm, lower_norm, lower_skip_norm
-from graph_passes.lower_products import can_be_int4, lower_fused_product, lower_packed_product, lower_packed_product_to_int4
+from graph_passes.lower_products import (
+    can_be_int4,
+    lower_fused_product,
+    lower_packed_product,
+    lower_packed_product_to_int4,
+)
 from graph_passes.lower_rotary import lower_microsoft_rotary, lower_rotary
 from graph_passes.lower_tape import CannotLower, LowerTape, Shared
 from graph_passes.operators import ATTENTION_OPERATORS, MICROSOFT, node_name, operator_name, operator_of
@@ -154,7 +159,9 @@ class LowerOperators(ir.passes.FunctionalPass):
                 raise CannotLower(f"lowering needs opset {_LOWEST_OPSET} or later, the graph has {opset}")
             results = lowering(tape)
         except CannotLower as error:
-            raise LoweringRefused(f"{node_name(node)}: {self._takes(node)}, and it cannot be lowered: {error}") from error
+            raise LoweringRefused(
+                f"{node_name(node)}: {self._takes(node)}, and it cannot be lowered: {error}"
+            ) from error
         self.counts[operator_name(node), into] += 1
         _replace(tape, results)
 

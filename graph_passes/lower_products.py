@@ -140,9 +140,7 @@ def _unpacked(packed: Any, bits: int) -> Any:
 def _float_weight(tape: LowerTape) -> ir.Value:
     packed = _Packed(tape)
     dtype = _tensor(tape, 2).dtype
-    return _initializer(
-        tape, "weight", ir.LazyTensor(packed.weight, dtype, ir.Shape([packed.inner, packed.outer]))
-    )
+    return _initializer(tape, "weight", ir.LazyTensor(packed.weight, dtype, ir.Shape([packed.inner, packed.outer])))
 
 
 def _product(tape: LowerTape, weight: ir.Value) -> Results:

@@ -43,7 +43,11 @@ def lower_microsoft_rotary(tape: LowerTape) -> Results:
         size = tape.known_length(tape.needed(2), 1)
         if size is None:
             raise CannotLower("neither its heads nor the size of one is given")
-        return [_merged(tape, rotated(tape, _split(tape, value, -1, 2 * size), cosines, sines, tape.integer("interleaved", 0)))]
+        return [
+            _merged(
+                tape, rotated(tape, _split(tape, value, -1, 2 * size), cosines, sines, tape.integer("interleaved", 0))
+            )
+        ]
     return [_lowered(tape, value, cosines, sines, heads)]
 
 
@@ -61,7 +65,8 @@ def rotated(tape: LowerTape, value: ir.Value, cosines: ir.Value, sines: ir.Value
     if half is None:
         raise CannotLower("the length of its cosines cannot be told")
     cosine, sine = (
-        tape.once(("over heads", angles), lambda angles=angles: tape.unsqueeze(angles, 1)) for angles in (cosines, sines)
+        tape.once(("over heads", angles), lambda angles=angles: tape.unsqueeze(angles, 1))
+        for angles in (cosines, sines)
     )
     turned = value if size == 2 * half else tape.slice(value, 3, 0, 2 * half)
     if interleaved:

@@ -154,9 +154,7 @@ class LowerTape:
         """New axes of length 1."""
         return self.op("Unsqueeze", value, self.ints(*axes))
 
-    def slice(
-        self, value: ir.Value, axis: int, start: int | ir.Value, end: int | ir.Value, step: int = 1
-    ) -> ir.Value:
+    def slice(self, value: ir.Value, axis: int, start: int | ir.Value, end: int | ir.Value, step: int = 1) -> ir.Value:
         """A part of one axis."""
         bounds = [self.ints(bound) if isinstance(bound, int) else bound for bound in (start, end)]
         extra = [self.ints(step)] if step != 1 else []

@@ -48,7 +48,6 @@ INT4_WEIGHTS: frozenset[str] = frozenset({"tensorrt", "tensorrt-rtx"})
 """Flavours that take 4-bit weights behind a DequantizeLinear by blocks."""
 
 
-
 def takes(flavour: str, node: ir.Node) -> str | None:
     """None where ``flavour`` takes a node, otherwise why not.
 

@@ -46,6 +46,13 @@ from gatenorm_export.records.model import (
     Source,
     TowerSpec,
 )
+from gatenorm_export.records.prepared import (
+    ConversionCheck,
+    LoweredOperator,
+    OutputDifference,
+    Precision,
+    PreparedGraph,
+)
 from gatenorm_export.records.recovery import RecoveryLoss, RecoveryPoint, RecoveryQuality, RecoveryReport
 from gatenorm_export.records.run import Artifact, RunManifest, StageEntry
 from gatenorm_export.records.sensitivity import FoldedNorms, FoldedScore, RankingShift
@@ -62,6 +69,7 @@ __all__ = [
     "ClassQuality",
     "ComparisonReport",
     "Convention",
+    "ConversionCheck",
     "CorrelationReport",
     "CutCertainty",
     "DepthTrend",
@@ -84,10 +92,14 @@ __all__ = [
     "LayerMeasures",
     "LayerScore",
     "LayerScores",
+    "LoweredOperator",
     "ModelResult",
     "ModelSpec",
+    "OutputDifference",
     "Part",
     "PlainCost",
+    "Precision",
+    "PreparedGraph",
     "Profile",
     "ProfileBounds",
     "PrunePlan",
