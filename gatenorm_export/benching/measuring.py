@@ -33,6 +33,15 @@ class Effort:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Limits:
+    """What one point may take: pairs, where their number is given; else its share of the seconds that are left."""
+
+    repeats: int | None
+    rest: float
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Measured:
     """Seconds [2, repeats] of each point that could be measured, and the reasons for the others."""
 
@@ -70,7 +79,6 @@ def measure(
     notes: list[str] = []
     for number, group in enumerate(groups, 1):
         models: list[BenchModel] = []
-        end = time.monotonic() + effort.seconds / len(groups)
         try:
             for side in group:
                 with progress.task(f"load {side.path}"):
@@ -78,13 +86,15 @@ def measure(
                 models.append(model)
                 loaded.append(record)
                 notes += model.notes
+            end = time.monotonic() + effort.seconds / len(groups)
             label = "time base and pruned in turns" if order == "pairs" else f"time {number} of 2"
             timed: dict[Point, np.ndarray] = {}
             with progress.task(label, total=len(points)) as bar:
                 for place, point in enumerate(points):
                     if point not in missing:
-                        share = (end - time.monotonic()) / (len(points) - place)
-                        found = _point(backend.device.backend, models, point, effort.repeats, share)
+                        rest = end - time.monotonic()
+                        limits = _Limits(effort.repeats, rest, rest / (len(points) - place))
+                        found = _point(backend.device.backend, models, point, limits)
                         if isinstance(found, str):
                             missing[point] = found
                         else:
@@ -178,9 +188,7 @@ def _prepare(model: BenchModel, point: Point) -> None:
     model.prepare(np.tile(row, (point.batch, 1)), STEPS if point.phase == "decode" else 0)
 
 
-def _point(
-    backend: str, models: Sequence[BenchModel], point: Point, repeats: int | None, share: float
-) -> np.ndarray | str:
+def _point(backend: str, models: Sequence[BenchModel], point: Point, limits: _Limits) -> np.ndarray | str:
     """Seconds [models, repeats] at one point, or why there are none."""
     refused = next((why for why in (model.refuses(point) for model in models) if why is not None), None)
     if refused is not None:
@@ -194,10 +202,12 @@ def _point(
                     model.prefill()
             warm = np.array([_round(models, point, place) for place in range(WARM_UP)])
             fewest, most = PAIRS[point.phase]
-            fit = share / max(warm[-1].sum(), 1e-9)
-            if repeats is None and fit < fewest:
-                return f"--max-minutes was used up: {fewest} pairs of calls take {fewest * warm[-1].sum():.0f} s"
-            pairs = repeats if repeats is not None else 2 * int(min(fit, most) / 2)
+            seconds = max(float(warm[-1].sum()), 1e-9)
+            # A long prefill may take more than its share, but not what is left for all.
+            if limits.repeats is None and fewest * seconds > limits.rest:
+                return f"--max-minutes was used up: {fewest} pairs of calls take {fewest * seconds:.0f} s"
+            fit = 2 * int(min(max(limits.share / seconds, fewest), most) / 2)
+            pairs = limits.repeats if limits.repeats is not None else fit
             return np.array([_round(models, point, place) for place in range(pairs)]).T
     except NoMemoryError as error:
         return str(error)

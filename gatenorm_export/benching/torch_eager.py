@@ -26,7 +26,7 @@ from gatenorm_export.records.bench import BenchDevice, Probe, Work
 
 DeviceName = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "fp16", "bf16"]
-_TORCH_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+TORCH_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class TorchEager:
@@ -80,7 +80,7 @@ class TorchEager:
                 f"{pruned}: was made from {plan.model_name} ({plan.model_digest[:12]}), not from {base} "
                 f"({spec.short_digest}); score and plan the checkpoint that is measured"
             )
-        load = partial(_from_checkpoint, spec, _TORCH_TYPES[self.precision], self.where)
+        load = partial(_from_checkpoint, spec, TORCH_TYPES[self.precision], self.where)
         modules = adapter_for(spec.architecture).tower(plan.tower)
         sides = self.sides(load, _on_meta(spec), modules, str(base), plan.drop, sha256=spec.digest)
         return Pair(
@@ -105,7 +105,7 @@ class TorchEager:
 
         ``counted`` is the same model for counting; it may lack storage.
         """
-        itemsize = ITEMSIZE[_TORCH_TYPES[self.precision]]
+        itemsize = ITEMSIZE[TORCH_TYPES[self.precision]]
         size = itemsize * sum(parameter.numel() for parameter in counted.parameters())
         unknown = mixture_of_experts(counted.config.to_dict())
 
@@ -119,7 +119,7 @@ class TorchEager:
                     notes = remove_attention_modules(model, modules, layers)
                 return TorchModel(model, self.where, self.timer, notes)
 
-            work = torch_work(counted, modules, layers, _TORCH_TYPES[self.precision])
+            work = torch_work(counted, modules, layers, TORCH_TYPES[self.precision])
             return Side(
                 path=f"{name} without {len(layers)} layers" if layers else name,
                 sha256=sha256,
