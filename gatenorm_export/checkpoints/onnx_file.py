@@ -153,7 +153,8 @@ def _towers(graph: Path, chains: dict[str, _Chain]) -> list[dict[str, Any]]:
     """Fill ``chains``, and describe each stack of attention sublayers."""
     from gatenorm_export.graphs import load_graph
 
-    model = load_graph(graph)
+    with silenced():
+        model = load_graph(graph)
     from onnx_ir.passes.common import ShapeInferencePass
 
     from graph_passes import Dataflow, InlineAttentionFunctions, find_attention

@@ -81,10 +81,12 @@ def _inside(core: AttentionCore, tracer: ColumnTracer) -> Heads:
     columns = packed.low.reshape(-1, packed.low.shape[-1])[0]
     widths = attribute(node, "qkv_hidden_sizes", None) or [len(columns) // 3] * 3
     n_heads = attribute(node, "num_heads", 0)
-    if not n_heads or widths[0] % n_heads or widths[0] != widths[1]:
-        raise Untraced(f"its {n_heads} heads do not fill {widths}")
+    if not n_heads or widths[0] % n_heads or widths[1] % (widths[0] // n_heads):
+        raise Untraced(f"its {n_heads} heads do not fill {list(widths)}")
+    head_dim = widths[0] // n_heads
     query, key = columns[: widths[0]], columns[widths[0] : widths[0] + widths[1]]
-    return Heads(query.reshape(n_heads, -1), key.reshape(n_heads, -1))
+    repeats = n_heads // max(1, widths[1] // head_dim)
+    return _grouped(query.reshape(n_heads, -1), np.repeat(key.reshape(-1, head_dim), repeats, axis=0))
 
 
 def _of_operator(core: AttentionCore, tracer: ColumnTracer) -> tuple[Columns, Columns]:
@@ -178,6 +180,8 @@ def _told(columns: Columns, what: str) -> np.ndarray:
 
 def _grouped(query: np.ndarray, key: np.ndarray) -> Heads:
     """Each key head once, and the query heads in their order."""
+    if query.shape != key.shape:
+        raise Untraced(f"{len(key)} key heads do not divide among {len(query)} query heads")
     # Where the length of the sequence is fixed, each head stands there once for each token.
     _, firsts = np.unique(np.concatenate([query, key], axis=1), axis=0, return_index=True)
     query, key = query[np.sort(firsts)], key[np.sort(firsts)]
