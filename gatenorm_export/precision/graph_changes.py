@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graph_passes import Conversion
 
 _HALF: dict[str, str] = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
+_ACCURACY_OF_INT8 = 4
 _NAMES: dict[str, Precision] = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 _QUANTISED: dict[str, frozenset[str]] = {
     "fp8": frozenset({"FLOAT8E4M3FN"}),
@@ -35,6 +36,8 @@ class Changed:
     caches: Caches
     vocabulary: int
     weight_bytes: int
+    rounds_activations: bool
+    """Whether the source's products round what they read to 8 bits, which no lowered graph does."""
 
 
 def change_graph(model: ir.Model, graph: Path, *, flavour: str, precision: Precision) -> Changed:
@@ -58,7 +61,12 @@ def change_graph(model: ir.Model, graph: Path, *, flavour: str, precision: Preci
     caches = caches_of(model, graph)
     vocabulary, weights = _vocabulary(lowered.model), _weight_bytes(lowered.model)
     conversion = _converted(lowered.model, graph, caches, precision)
-    return Changed(lowered.model, counts, conversion, caches, vocabulary, weights)
+    rounds = any(
+        "accuracy_level" in node.attributes and node.attributes["accuracy_level"].as_int() == _ACCURACY_OF_INT8
+        for inner in model.graphs()
+        for node in inner
+    )
+    return Changed(lowered.model, counts, conversion, caches, vocabulary, weights, rounds)
 
 
 def precision_of(model: ir.Model, graph: Path) -> Precision:
@@ -96,17 +104,20 @@ def caches_of(model: ir.Model, graph: Path) -> Caches:
         found = find_attention(model)
     except ValueError as error:
         raise InputError(f"{graph}: {error}") from error
-    past: dict[str, None] = {}
+    steps: dict[str, str | None] = {}
     present: dict[str, None] = {}
     sizes: dict[str, int] = {}
     for entry in (*found.sites, *found.unmatched):
-        past.update((value.name or "", None) for value in entry.cache.past)
-        present.update((value.name or "", None) for value in entry.cache.present)
+        names = [value.name or "" for value in entry.cache.present]
+        present.update(dict.fromkeys(names))
+        for index, value in enumerate(entry.cache.past):
+            # The cache of what a decoder attends to does not grow: it has no output.
+            steps.setdefault(value.name or "", names[index] if index < len(names) else None)
     for site in found.sites:
         size = heads_of(site).head_dim
         if size:
             sizes |= {value.name or "": size for value in site.cache.past}
-    return Caches(tuple(past), tuple(present), sizes)
+    return Caches(steps, tuple(present), sizes)
 
 
 def emulated(model: ir.Model, precision: Precision) -> None:
@@ -136,7 +147,7 @@ def _converted(model: ir.Model, graph: Path, caches: Caches, precision: Precisio
     convert = ConvertPrecision(to, {*caches.past, *caches.present}, _Allows(model, to))
     try:
         convert(model)
-    except ir.passes.PassError as error:
+    except (ir.passes.PassError, ir.passes.PreconditionError) as error:
         raise RefusedError(f"{graph}: cannot be put into {precision}: {error.__cause__ or error}") from error
     return convert.done
 

@@ -31,10 +31,10 @@ class CannotMeasure(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Caches:
-    """Cache inputs, the outputs that take their place in the next step, and the sizes of a head where inputs leave them
-    open."""
+    """Cache inputs with the output that takes the place of each in the next step (None: it stays), all cache outputs,
+    and the sizes of a head where inputs leave them open."""
 
-    past: tuple[str, ...]
+    past: Mapping[str, str | None]
     present: tuple[str, ...]
     sizes: Mapping[str, int]
 
@@ -130,6 +130,9 @@ def _steps(session: Any, caches: Caches, vocabulary: int) -> list[_Answer]:
     inputs = {entry.name: entry for entry in session.get_inputs()}
     names = [entry.name for entry in session.get_outputs()]
     steps = [PROMPT, *[1] * DECODE_STEPS] if caches.past else [PROMPT]
+    lengths = [entry.shape[1] for name, entry in inputs.items() if name.endswith("input_ids") and len(entry.shape) == 2]
+    if lengths and isinstance(lengths[0], int):
+        steps = [lengths[0]] * len(steps)
     tokens = rng.integers(0, vocabulary, (BATCH, sum(steps)))
     mask = np.ones_like(tokens)
     if any("mask" in name for name in inputs):
@@ -139,7 +142,10 @@ def _steps(session: Any, caches: Caches, vocabulary: int) -> list[_Answer]:
         for name, entry in inputs.items()
         if entry.type in _FLOATS and name not in caches.past
     }
-    state = {name: _empty(inputs[name], caches.sizes.get(name, 0)) for name in caches.past}
+    state = {
+        name: _cache(rng, inputs[name], caches.sizes.get(name, 0), 0 if grows else _TEXT)
+        for name, grows in caches.past.items()
+    }
     answers, seen = [], 0
     for step in steps:
         feed = {name: array.astype(_FLOATS[inputs[name].type]) for name, array in fixed.items()}
@@ -149,7 +155,7 @@ def _steps(session: Any, caches: Caches, vocabulary: int) -> list[_Answer]:
                 feed[name] = _integers(entry, tokens, mask, seen, step)
         results = dict(zip(names, session.run(names, feed), strict=True))
         seen += step
-        state = {past: results[now] for past, now in zip(caches.past, caches.present, strict=True)}
+        state |= {past: results[now] for past, now in caches.past.items() if now is not None}
         answers.append(_Answer(results, mask[:, :seen].astype(bool), step))
     return answers
 
@@ -188,12 +194,14 @@ def _float_shape(entry: Any) -> tuple[int, ...]:
     )
 
 
-def _empty(entry: Any, size: int) -> Array:
-    """An empty cache [batch, heads, 0, size], or [batch, 0, width]."""
+def _cache(rng: np.random.Generator, entry: Any, size: int, length: int) -> Array:
+    """A cache [batch, heads, length, size], or [batch, length, width], to begin with."""
     if entry.type not in _FLOATS:
         raise CannotMeasure(f"cache input {entry.name} is {entry.type}")
-    shape = [BATCH, *(length if isinstance(length, int) else 0 for length in entry.shape[1:])]
-    if all(shape):
+    known = [axis if isinstance(axis, int) else None for axis in entry.shape[1:]]
+    if None not in known:
         raise CannotMeasure(f"cache input {entry.name} has a fixed length")
-    shape[-1] = shape[-1] or size
-    return np.zeros(shape, _FLOATS[entry.type])
+    if known[-1] is None:
+        known[-1] = size
+    shape = [BATCH, *(length if axis is None else axis for axis in known)]
+    return rng.normal(size=shape).astype(_FLOATS[entry.type])

@@ -131,6 +131,8 @@ def _checked(
 
         emulated(model, precision)
         _save(model, runnable)
+    if changed.rounds_activations:
+        how += "; the source rounds what MatMulNBits reads to 8 bits (accuracy_level 4), the prepared graph does not"
     try:
         check = measure(
             graph,

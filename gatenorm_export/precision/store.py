@@ -57,7 +57,7 @@ def store_graph(
                 if value in rounding and to is not None:
                     value.const_value = _rounded(tensor, to)
                 elif isinstance(tensor, ir.LazyTensor):
-                    value.const_value = tensor.raw
+                    value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
                 continue
             alignment = _LARGE_ALIGNMENT if size > _LARGE_BYTES else _SMALL_ALIGNMENT
             start = -(-end // alignment) * alignment
