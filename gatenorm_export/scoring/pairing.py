@@ -40,9 +40,11 @@ Streamed = TypeVar("Streamed", bound=StreamedLayer)
 
 
 def in_pairs(
-    layers: Sequence[Streamed], work: Callable[[Streamed, threading.Lock], Result]
+    layers: Sequence[Streamed], work: Callable[[Streamed, threading.Lock], Result], *, alone: bool = False
 ) -> Iterator[tuple[int, Result]]:
     """``work(layer, lock)`` on each layer, two at a time, results in order; work holds the lock while it reads.
+
+    ``alone`` is one at a time, for work that takes more memory than a layer does.
 
     Raises:
         Exception: what ``work`` raised, for the first layer that it was raised for.
@@ -52,7 +54,7 @@ def in_pairs(
     def one(streamed: Streamed) -> Result:
         return work(streamed, reading)
 
-    if len(layers) < 2:
+    if alone or len(layers) < 2:
         for streamed in layers:
             yield streamed.layer, one(streamed)
         return

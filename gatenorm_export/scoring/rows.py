@@ -71,6 +71,10 @@ class Rows:
             raise IndexError(f"rows {start} to {stop} are not in the window of {self._start} to {self._stop}")
         return self._rows[start - self._start : stop - self._start]
 
+    def release(self) -> None:
+        """Give back the window's memory; the digest stays."""
+        self._rows = self._rows[:0].copy()
+
     @property
     def digest(self) -> str:
         """xxh3-128 of all bytes as they are stored, in hex, once every row was read."""

@@ -65,6 +65,11 @@ class _Step:
     rank: int = 0
     float64: bool = False
 
+    @property
+    def heavy(self) -> bool:
+        """Whether it takes about as much memory as the layer: not for two layers at a time."""
+        return self.float64 or self.columns > 1024
+
 
 # Each step is some four times sharper than the one before and two to four times as dear; exact costs ten times the last
 # sketch at the width of a 13B model. A layer skips the sketches that would cost it half of being exact.
@@ -72,7 +77,7 @@ _EXACT = (_Step("exact"), _Step("exact in float64", float64=True))
 _STEPS = (
     _Step("sketch", columns=320),
     _Step("refined sketch", columns=512, rank=32),
-    _Step("finest sketch", columns=2048, rank=128),
+    _Step("finest sketch", columns=1536, rank=96),
     *_EXACT,
 )
 
@@ -131,6 +136,8 @@ def score_layers(
         start = found[one.layer].step + 1 if one.layer in found else 0
         if steps[start].columns and not steps[start].rank and (rows := one.rows(reading)) is not None:
             guess = _sketched(one.layer, *rows, steps, start, head_dim=head_dim, seed=seed)
+            for part in rows:
+                part.release()
             if guess is not None:
                 return guess
         with reading:
@@ -141,7 +148,8 @@ def score_layers(
     with full_float32(chosen):
         while pending:
             first = not found
-            for layer, result in in_pairs(pending, look):
+            alone = any(one.layer in found and steps[found[one.layer].step + 1].heavy for one in pending)
+            for layer, result in in_pairs(pending, look, alone=alone):
                 found[layer] = _sharper(found[layer], result) if layer in found else result
                 looks[result.name] = looks.get(result.name, 0) + 1
                 if first and progress is not None:
