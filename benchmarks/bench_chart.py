@@ -17,7 +17,7 @@ from gatenorm_export.sweeping.looks import Look, style
 
 _WIDTH, _LEFT, _GAP, _RIGHT, _HEIGHT = 1040, 58, 56, 20, 320
 _PANEL = (_WIDTH - _LEFT - _GAP - _RIGHT) / 2
-_PAD, _LINE = 16.0, 18
+_PAD, _LINE, _ASIDE = 24.0, 18, 7.0
 _EXTRA = ".gs-predicted{fill:none;stroke-width:1.2;stroke-dasharray:5 4;opacity:.8}.gs-one{stroke:var(--soft)}"
 """Beside the style of the sweep's picture, which this one shares."""
 
@@ -41,14 +41,17 @@ def bench_svg(cells: Sequence[Cell], title: str) -> str:
         left = _LEFT + place * (_PANEL + _GAP)
         x = Scale(min(drops), max(max(drops), min(drops) + 1), left + _PAD, left + _PANEL - _PAD)
         parts.append(_frame(phase, left, (ceiling + 22, floor), drops, ticks, x, y))
-        for name, key in zip(names, series, strict=True):
+        for index, (name, key) in enumerate(zip(names, series, strict=True)):
+            # Beside each other, so that no bar hides another.
+            aside = _ASIDE * (index - (len(series) - 1) / 2)
+            across = Scale(x.low, x.high, x.start + aside, x.end + aside)
             rows = [
                 (drop, row)
                 for drop, report in reports
                 for row in report.rows
                 if (row.phase, row.batch, row.sequence) == (phase, *key)
             ]
-            parts.append(_series(sorted(rows, key=lambda entry: entry[0]), name, look, x, y))
+            parts.append(_series(sorted(rows, key=lambda entry: entry[0]), name, look, across, y))
         if not any(row.phase == phase for _, report in reports for row in report.rows):
             middle = left + _PANEL / 2
             parts.append(

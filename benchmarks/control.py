@@ -31,7 +31,7 @@ from gatenorm_export.scoring import score_model
 from gatenorm_export.sources import resolve_model
 
 _TOLERANCE = 1e-5
-"""Largest difference of two logits as a share of their range: the same operations, in the same order but for fusions."""
+"""Largest difference of two logits as a share of their range: the same operations, in another order where fused."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -58,7 +58,7 @@ def _torch(device: str, models: ShapeModels) -> Opened:
         layers = models.layers(drop)
         name = models.shape.name
         sides = backend.sides(source.make, source.counted, source.modules, name, layers, sha256=source.sha256)
-        return backend, Pair(*sides, n_layers=models.n_layers, dropped=layers, plan_sha256=None)
+        return backend, Pair(sides[0], sides[1], models.n_layers, layers, None)
 
     return pair
 

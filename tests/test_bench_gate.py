@@ -1,0 +1,218 @@
+"""The regression gate: what fails, what is named, what is not compared at all."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from bench_cases import DEVICE, bench_report, bench_row, timing
+
+from gatenorm_export.benching import gate_tables, hold_to_baseline, parse_regression, read_baseline
+from gatenorm_export.cli.main import main
+from gatenorm_export.errors import ExitCode, InputError, RefusedError
+from gatenorm_export.pruning import prune_graph
+from gatenorm_export.records.bench import BenchReport, GateReport
+
+
+def held(now: BenchReport, then: BenchReport, limit: float = 0.03, *, across: bool = False) -> GateReport:
+    return hold_to_baseline(now, then, "then.json", limit, across_devices=across)
+
+
+def shown(gate: GateReport) -> str:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    for item in gate_tables(gate):
+        console.print(item)
+    return console.export_text()
+
+
+def test_the_same_figures_hold() -> None:
+    report = bench_report([bench_row("prefill"), bench_row("decode")])
+    gate = held(report, report)
+    assert gate.passed
+    assert gate.rows[0].ratio_change == 0
+    assert GateReport.model_validate_json(gate.to_json()) == gate
+
+
+def test_a_slower_pruned_model_fails_by_both_measures() -> None:
+    then = bench_report([bench_row("decode", pruned=9.0), bench_row("prefill", pruned=9.0)])
+    now = bench_report([bench_row("decode", pruned=9.5), bench_row("prefill", pruned=9.05)])
+    gate = held(now, then)
+    assert not gate.passed
+    moved = {row.name: row for row in gate.rows}
+    decode = moved["decode, 64 tokens, batch 1"]
+    assert decode.slower == ("ratio", "p50")
+    assert decode.ratio_change == pytest.approx(9.5 / 9 - 1)
+    assert decode.p50_change == pytest.approx(9.5 / 9 - 1)
+    assert decode.ratio_low < decode.ratio_change < decode.ratio_high
+    assert moved["prefill, 64 tokens, batch 1"].slower == ()
+    text = shown(gate)
+    assert "decode, 64 tokens, batch 1" in text
+    assert "SLOWER by ratio and p50" in text
+    assert "prefill, 64" not in text
+    assert "REGRESSION" in gate.sentence
+
+
+def test_a_slower_machine_fails_by_milliseconds_alone() -> None:
+    then, now = bench_report([bench_row()]), bench_report([bench_row(base=11.0, pruned=9.9)])
+    assert held(now, then).rows[0].slower == ("p50",)
+
+
+def test_a_faster_base_fails_by_the_ratio_alone() -> None:
+    then, now = bench_report([bench_row()]), bench_report([bench_row(base=9.0)])
+    assert held(now, then).rows[0].slower == ("ratio",)
+
+
+@pytest.mark.parametrize(("spread", "passed"), [(0.01, False), (0.2, True)])
+def test_noise_alone_does_not_fail(spread: float, passed: bool) -> None:
+    then = bench_report([bench_row(spread=spread)])
+    now = bench_report([bench_row(pruned=9.6, spread=spread)])
+    assert held(now, then).passed is passed
+
+
+def test_the_limit_is_what_was_asked_for() -> None:
+    then, now = bench_report([bench_row()]), bench_report([bench_row(pruned=9.45)])
+    assert held(now, then, 0.06).passed
+    assert not held(now, then, 0.04).passed
+
+
+def test_faster_rows_are_shown_and_do_not_fail() -> None:
+    gate = held(bench_report([bench_row(pruned=8.0)]), bench_report([bench_row()]))
+    assert gate.passed
+    assert gate.rows[0].faster
+    assert "faster" in shown(gate)
+
+
+def test_rows_that_are_gone_are_named_and_fail() -> None:
+    then = bench_report([bench_row(sequence=64), bench_row(sequence=512)])
+    gate = held(bench_report([bench_row(sequence=64), bench_row(sequence=128)]), then)
+    assert not gate.passed
+    assert gate.missing == ("decode, 512 tokens, batch 1",)
+    assert gate.added == ("decode, 128 tokens, batch 1",)
+    assert "MISSING: decode, 512 tokens, batch 1" in shown(gate)
+    with pytest.raises(RefusedError, match="no row in common"):
+        held(bench_report([bench_row(sequence=7)]), then)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"device": "another GPU"},
+        {"runtime": "fake 2"},
+        {"backend": "other"},
+        {"driver": "600.1"},
+        {"threads": 2},
+        {"timer": "wall clock"},
+    ],
+    ids=str,
+)
+def test_other_machines_are_refused_unless_told(change: dict[str, object]) -> None:
+    then = bench_report([bench_row()], device=DEVICE.model_copy(update=change))
+    now = bench_report([bench_row(base=20.0, pruned=18.0)])
+    with pytest.raises(RefusedError, match=str(next(iter(change.values())))):
+        held(now, then)
+    gate = held(now, then, across=True)
+    # Twice the milliseconds at the same ratio: across devices that is no regression.
+    assert gate.passed
+    assert gate.rows[0].p50_change is None
+    assert "by ratios alone" in gate.notes[0]
+    assert not held(bench_report([bench_row(base=20.0, pruned=19.5)]), then, across=True).passed
+
+
+def test_other_models_are_refused_and_other_plans_noted() -> None:
+    then = bench_report([bench_row()])
+    with pytest.raises(RefusedError, match="4 attention layers"):
+        held(bench_report([bench_row()], n_layers=5), then)
+    gate = held(bench_report([bench_row()], dropped=(2,), plan_sha256="b"), then)
+    assert len(gate.notes) == 2
+
+
+@pytest.mark.parametrize(("text", "share"), [("3%", 0.03), (" 2.5 % ", 0.025), ("0%", 0.0), ("100%", 1.0)])
+def test_limits(text: str, share: float) -> None:
+    assert parse_regression(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["3", "0.03", "-3%", "101%", "3%%", "three%", "", "%", "nan%", "1e1%"])
+def test_malformed_limits(text: str) -> None:
+    with pytest.raises(InputError, match="such as 3%"):
+        parse_regression(text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text.replace('"bench"', '"plan"', 1),
+        lambda text: text.replace('"schema": 1', '"schema": 2'),
+        lambda text: text.replace('"speedup": ', '"speedup": -', 1),
+        lambda text: json.dumps(json.loads(text) | {"rows": []}),
+    ],
+)
+def test_damaged_baselines(damage, tmp_path: Path) -> None:
+    file = tmp_path / "then.json"
+    bench_report([bench_row()]).save(file)
+    assert read_baseline(file).rows
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(InputError, match="then.json"):
+        read_baseline(file)
+    with pytest.raises(InputError, match="no such baseline"):
+        read_baseline(tmp_path / "none.json")
+
+
+def test_the_command_fails_with_12_and_still_writes_its_results(exported, tmp_path, capsys) -> None:
+    _, base, _ = exported("llama-gqa")
+    prune_graph(base, tmp_path / "pruned", layers=(1,))
+    call = ["bench", str(base), str(tmp_path / "pruned"), "--sequence", "8", "--repeats", "2", "--quiet"]
+    assert main([*call, "-o", str(tmp_path / "now.json")]) == 0
+    report = BenchReport.load(tmp_path / "now.json")
+    fast = [
+        row.model_copy(
+            update={
+                "pruned": timing(row.pruned.p50_ms / 1e6),
+                "speedup": 1e6,
+                "speedup_low": 0.99e6,
+                "speedup_high": 1.01e6,
+            }
+        )
+        for row in report.rows
+    ]
+    report.model_copy(update={"rows": tuple(fast)}).save(tmp_path / "fast.json")
+    slow = [
+        row.model_copy(
+            update={
+                "pruned": timing(row.pruned.p50_ms * 1e6),
+                "speedup": 1e-6,
+                "speedup_low": 0.99e-6,
+                "speedup_high": 1.01e-6,
+            }
+        )
+        for row in report.rows
+    ]
+    report.model_copy(update={"rows": tuple(slow)}).save(tmp_path / "slow.json")
+    capsys.readouterr()
+    gate = [
+        "--baseline",
+        str(tmp_path / "fast.json"),
+        "--max-regression",
+        "3%",
+        "-o",
+        str(tmp_path / "r.json"),
+        "--json",
+    ]
+    assert main([*call, *gate]) == ExitCode.REGRESSION == 12
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["gate"]["passed"] is False
+    assert BenchReport.load(tmp_path / "r.json").rows
+    assert main([*call, "--baseline", str(tmp_path / "slow.json"), "--json"]) == 0
+    other = report.model_copy(update={"device": report.device.model_copy(update={"device": "a toaster"})})
+    other.save(tmp_path / "other.json")
+    capsys.readouterr()
+    assert main([*call, "--baseline", str(tmp_path / "other.json"), "-o", str(tmp_path / "x.json")]) == ExitCode.REFUSED
+    assert "a toaster" in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
+    assert main([*call, "--baseline", str(tmp_path / "fast.json"), "--max-regression", "3"]) == ExitCode.BAD_INPUT
