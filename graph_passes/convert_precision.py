@@ -107,7 +107,8 @@ class _Work:
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def convert(self) -> Conversion:
-        floats = {value for node in self.graph for value in (*node.inputs, *node.outputs) if is_wide(value)}
+        read = (value for node in self.graph for value in (*node.inputs, *node.outputs))
+        floats = {value for value in read if value is not None and is_wide(value)}
         nodes = list(self.graph)
         for value in self.graph.inputs:
             if is_wide(value) and not value.is_initializer():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from graph_passes.lower_tape import LowerTape
 
-Results = list[ir.Value | None]
+Results = Sequence[ir.Value | None]
 
 
 def lower_gelu(tape: LowerTape) -> Results:

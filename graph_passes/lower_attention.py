@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from graph_passes.lower_attention_core import Scores, as_bias, attend, causal, merge_heads, rows_of, split_heads
 from graph_passes.lower_tape import BOOL, CannotLower, LowerTape
 
-Results = list[ir.Value | None]
+Results = Sequence[ir.Value | None]
 
 
 def lower_attention(tape: LowerTape) -> Results:

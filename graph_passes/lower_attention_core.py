@@ -16,8 +16,8 @@ class Scores:
 
     ``scale`` None is 1 / sqrt(size of a head). ``biases`` are added one after the other. ``allowed`` is false where a
     score is replaced by the lowest number. Where ``rows`` [..., length, 1] is false a query sees nothing, and its
-    probabilities are zero. ``sink`` [heads] is a further score of each head that takes part in the softmax and in nothing
-    else. ``precision`` is the type that the softmax is computed in.
+    probabilities are zero. ``sink`` [heads] is a further score of each head that takes part in the softmax and in
+    nothing else. ``precision`` is the type that the softmax is computed in.
     """
 
     scale: float | None = None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from graph_passes.lower_attention_core import Scores, attend, merge_heads, rows_of, split_heads
+from graph_passes.lower_norms import written_norm
 from graph_passes.lower_rotary import gathered, rotated
 from graph_passes.lower_tape import INT64, CannotLower, LowerTape
 
-Results = list[ir.Value | None]
+Results = Sequence[ir.Value | None]
 
 _BEYOND = {12: "k_scale", 13: "v_scale", 16: "query_seqlens"}
 """Operands of forms that are not known, by their names."""
@@ -77,21 +81,19 @@ def _heads(tape: LowerTape, heads: int, kv_heads: int, past: ir.Value | None) ->
         return query, split_heads(tape, key, kv_heads, size), split_heads(tape, value, kv_heads, size)
     ends = (0, heads, heads + kv_heads, heads + 2 * kv_heads)
     joined = split_heads(tape, query, ends[3], size)
-    parts = [tape.slice(joined, 1, start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    parts = [tape.slice(joined, 1, start, end) for start, end in itertools.pairwise(ends)]
     for part, count in zip(parts, (heads, kv_heads, kv_heads), strict=True):
         part.shape = ir.Shape([None, count, None, size])
     return parts[0], parts[1], parts[2]
 
 
 def _normed(tape: LowerTape, value: ir.Value, index: int) -> ir.Value:
-    from graph_passes.lower_norms import written_norm
-
     scale = tape.operand(index)
     if scale is None:
         return value
     epsilon = tape.real("qk_norm_epsilon", 1e-6)
     epsilon = tape.real("q_norm_epsilon" if index == 14 else "k_norm_epsilon", epsilon)
-    normed = written_norm(tape, value, scale, None, epsilon, centred=False)
+    normed = written_norm(tape, value, scale, None, epsilon, centred=False).result
     normed.shape = value.shape
     return normed
 

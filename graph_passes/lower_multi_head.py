@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from graph_passes.lower_attention_core import Scores, attend, causal, merge_heads, split_heads
 from graph_passes.lower_tape import INT64, CannotLower, LowerTape
 
-Results = list[ir.Value | None]
+Results = Sequence[ir.Value | None]
 
 
 def lower_multi_head(tape: LowerTape) -> Results:
@@ -84,7 +87,7 @@ def _given(tape: LowerTape, heads: int) -> tuple[ir.Value, ir.Value, ir.Value, b
         if width is None or total is None:
             raise CannotLower("the width of its bias or of its queries cannot be told")
         ends = (0, width, 2 * width, total)
-        biases = [tape.slice(bias, 0, start, end) for start, end in zip(ends, ends[1:], strict=False)]
+        biases = [tape.slice(bias, 0, start, end) for start, end in itertools.pairwise(ends)]
     query = _split(tape, query, biases[0], heads)
     if value is None:
         if tape.rank(key) != 5:

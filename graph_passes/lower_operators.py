@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
@@ -26,7 +26,7 @@ from graph_passes.lower_rotary import lower_microsoft_rotary, lower_rotary
 from graph_passes.lower_tape import CannotLower, LowerTape, Shared
 from graph_passes.operators import ATTENTION_OPERATORS, MICROSOFT, node_name, operator_name, operator_of
 
-Lowering = Callable[[LowerTape], list[ir.Value | None]]
+Lowering = Callable[[LowerTape], Sequence[ir.Value | None]]
 Takes = Callable[[ir.Node], str | None]
 """None where a runtime takes a node as it is, otherwise why not."""
 
@@ -221,7 +221,7 @@ def _joined(inferred: ir.Shape | None, declared: ir.Shape) -> ir.Shape:
     return ir.Shape([new if isinstance(new, int) else old for new, old in zip(inferred, declared, strict=True)])
 
 
-def _replace(tape: LowerTape, results: list[ir.Value | None]) -> None:
+def _replace(tape: LowerTape, results: Sequence[ir.Value | None]) -> None:
     """Give the readers of the node's results the new values, under the old names, and remove the node."""
     node, taken = tape.node, set[ir.Value]()
     for old, new in zip(node.outputs, [*results, *[None] * len(node.outputs)], strict=False):

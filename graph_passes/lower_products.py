@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 
 from graph_passes.lower_tape import CannotLower, LowerTape
 
-Results = list[ir.Value | None]
+Results = Sequence[ir.Value | None]
 
 _PACKED_BITS = (2, 4, 8)
 
@@ -66,7 +67,7 @@ def lower_packed_product_to_int4(tape: LowerTape) -> Results:
 
 def can_be_int4(node: ir.Node, opset: int) -> bool:
     """Whether a MatMulNBits has a weight that DequantizeLinear reads from 4 bits without a zero point."""
-    if opset < 21 or "bits" in node.attributes and node.attributes["bits"].as_int() != 4:
+    if opset < 21 or ("bits" in node.attributes and node.attributes["bits"].as_int() != 4):
         return False
     if len(node.inputs) <= 3 or node.inputs[3] is None:
         return True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from graph_passes.lower_tape import INT64, CannotLower, LowerTape
 
-Results = list[ir.Value | None]
+Results = Sequence[ir.Value | None]
 
 
 def lower_rotary(tape: LowerTape) -> Results:
@@ -64,10 +66,7 @@ def rotated(tape: LowerTape, value: ir.Value, cosines: ir.Value, sines: ir.Value
         half = _half_of_table(cosines)
     if half is None:
         raise CannotLower("the length of its cosines cannot be told")
-    cosine, sine = (
-        tape.once(("over heads", angles), lambda angles=angles: tape.unsqueeze(angles, 1))
-        for angles in (cosines, sines)
-    )
+    cosine, sine = (_over_heads(tape, angles) for angles in (cosines, sines))
     turned = value if size == 2 * half else tape.slice(value, 3, 0, 2 * half)
     if interleaved:
         first, second = (tape.slice(turned, 3, start, 2 * half, 2) for start in (0, 1))
@@ -101,6 +100,10 @@ def _split(tape: LowerTape, value: ir.Value, heads: int, size: int) -> ir.Value:
 
 def _merged(tape: LowerTape, value: ir.Value) -> ir.Value:
     return tape.reshape(tape.transpose(value, 0, 2, 1, 3), 0, 0, -1)
+
+
+def _over_heads(tape: LowerTape, angles: ir.Value) -> ir.Value:
+    return tape.once(("over heads", angles), lambda: tape.unsqueeze(angles, 1))
 
 
 def _half_of_table(cosines: ir.Value) -> int | None:

@@ -33,7 +33,7 @@ class Shared:
         self._values: dict[tuple[ir.Graph, Hashable], ir.Value] = {}
 
     def once(self, graph: ir.Graph, key: Hashable, make: Callable[[], ir.Value]) -> ir.Value:
-        """The value of ``key`` in a graph. It is made in front of its first reader, so nodes must be lowered in order."""
+        """The value of ``key``, made in front of its first reader: nodes must be lowered in their order."""
         if (graph, key) not in self._values:
             self._values[graph, key] = make()
         return self._values[graph, key]

@@ -15,7 +15,7 @@ from gatenorm_export.records import LoweredOperator, Precision
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graph_passes import Conversion
+    from graph_passes import AttentionSite, Conversion, NoMatch
 
 _HALF: dict[str, str] = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
 _ACCURACY_OF_INT8 = 4
@@ -107,7 +107,8 @@ def caches_of(model: ir.Model, graph: Path) -> Caches:
     steps: dict[str, str | None] = {}
     present: dict[str, None] = {}
     sizes: dict[str, int] = {}
-    for entry in (*found.sites, *found.unmatched):
+    entries: list[AttentionSite | NoMatch] = [*found.sites, *found.unmatched]
+    for entry in entries:
         names = [value.name or "" for value in entry.cache.present]
         present.update(dict.fromkeys(names))
         for index, value in enumerate(entry.cache.past):
@@ -176,9 +177,9 @@ class _Allows:
 
     def __call__(self, node: ir.Node) -> bool:
         for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype is not None and value.dtype.name == "FLOAT":
-                if not self._takes(node.op_type, index):
-                    return False
+            wide = value is not None and value.dtype is not None and value.dtype.name == "FLOAT"
+            if wide and not self._takes(node.op_type, index):
+                return False
         return True
 
     def _takes(self, op_type: str, index: int) -> bool:

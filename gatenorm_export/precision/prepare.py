@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gatenorm_export.artifacts import sha256_of, staged_folder
 from gatenorm_export.errors import InputError, RefusedError
@@ -62,6 +62,7 @@ def prepare_graph(
         OutputError: the result cannot be written.
     """
     progress = progress or Quiet()
+    names: dict[str, Literal["tensorrt", "tensorrt-rtx"]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
     if flavour not in OPERATORS:
         raise InputError(f"no flavour {flavour}; there are: {', '.join(sorted(OPERATORS))}")
     with progress.task(f"prepare {graph.name} for {flavour} in {precision}"):
@@ -73,7 +74,7 @@ def prepare_graph(
             files=(),
             parent_sha256=digest,
             parent_path=source,
-            flavour=flavour,
+            flavour=names[flavour],
             precision=precision,
             changed=False,
             unmeasured="nothing was changed",
@@ -101,7 +102,7 @@ def prepare_graph(
             files=tuple(GraphFile.of(path, folder=staging) for path in sorted(staging.iterdir())),
             parent_sha256=digest,
             parent_path=source,
-            flavour=flavour,
+            flavour=names[flavour],
             precision=precision,
             changed=True,
             lowered=changed.lowered,

@@ -124,7 +124,8 @@ def _rounded_array(array: Any, to: ir.DataType) -> Any:
     import numpy as np
 
     values = np.asarray(array)
-    limits = ml_dtypes.finfo(to.numpy())
+    finfo: Any = ml_dtypes.finfo
+    limits = finfo(to.numpy())
     clipped = np.clip(values, float(limits.min), float(limits.max))
     return np.where(np.isfinite(values), clipped, values).astype(to.numpy())
 

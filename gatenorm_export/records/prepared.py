@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from gatenorm_export.records.base import Part, Record
 from gatenorm_export.records.graph import GraphFile
 
@@ -53,7 +55,8 @@ class PreparedGraph(Record):
 
     ``changed`` is false where the source could be taken as it is; then nothing was written. ``wide`` counts the nodes
     that compute in float32 on the way of the data, by operator. ``caches`` are the inputs and outputs that are in the
-    precision now; all other inputs and outputs have the source's types. ``check`` is None where ``unmeasured`` says why.
+    precision now; all other inputs and outputs have the source's types. ``check`` is None where ``unmeasured`` says
+    why.
     """
 
     kind: Literal["prepared"] = "prepared"
@@ -65,7 +68,7 @@ class PreparedGraph(Record):
     precision: Precision
     changed: bool
     lowered: tuple[LoweredOperator, ...] = ()
-    wide: dict[str, int] = {}
+    wide: dict[str, int] = Field(default_factory=dict)
     caches: tuple[str, ...] = ()
     n_casts: int = 0
     check: ConversionCheck | None = None
