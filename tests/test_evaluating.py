@@ -16,7 +16,7 @@ import yaml
 from local_tasks import TASKS, write_tasks
 from model_zoo import make_tokenizer
 
-from gatenorm_export.building import Flavour, ShapeRequest, make_profiles
+from gatenorm_export.building import Flavour, Gpu, ShapeRequest, make_profiles, opening
 from gatenorm_export.cli.main import main
 from gatenorm_export.errors import ExitCode, GateNormError, InputError, RefusedError
 from gatenorm_export.evaluating import EvaluationRequest, evaluate_models, find_model
@@ -424,8 +424,8 @@ def test_an_engine_is_checked_before_it_is_loaded(graphs, tmp_path: Path, monkey
     engine = tmp_path / "model.engine"
     record = engine_record(graphs[()] / "model.onnx", b"engine", ShapeRequest(prompt=16, context=32))
     version, gpus = "2.0", 1
-    monkeypatch.setattr(engines, "find_flavour", lambda name: Flavour(name, version))
-    monkeypatch.setattr(engines, "_gpus", lambda: gpus)
+    monkeypatch.setattr(opening, "find_flavour", lambda name: Flavour(name, version))
+    monkeypatch.setattr(opening, "find_gpu", lambda: Gpu("A GPU", "8.6") if gpus else None)
 
     def complaint(kind: type[GateNormError]) -> str:
         with pytest.raises(kind) as caught:
@@ -445,4 +445,4 @@ def test_an_engine_is_checked_before_it_is_loaded(graphs, tmp_path: Path, monkey
     assert "holds no tokenizer" in complaint(InputError)
     assert find_model(engine, tokenizer=graphs[()]).max_length == 128
     engine.write_bytes(b"another")
-    assert "is not the engine that model.engine.json describes" in complaint(InputError)
+    assert "or is not the engine that model.engine.json describes" in complaint(InputError)

@@ -1,7 +1,27 @@
 """TensorRT engines from ONNX graphs."""
 
-from gatenorm_export.building.engines import build_engine
+from gatenorm_export.building.build_cache import BuildCache, default_cache
+from gatenorm_export.building.engines import BuildOptions, build_engine
 from gatenorm_export.building.flavours import Flavour, find_flavour
+from gatenorm_export.building.gpus import Gpu, find_gpu
+from gatenorm_export.building.opening import check_pair, check_runnable, open_engine, read_engine
+from gatenorm_export.building.profile_files import load_overrides
 from gatenorm_export.building.profiles import ShapeRequest, make_profiles
 
-__all__ = ["Flavour", "ShapeRequest", "build_engine", "find_flavour", "make_profiles"]
+__all__ = [
+    "BuildCache",
+    "BuildOptions",
+    "Flavour",
+    "Gpu",
+    "ShapeRequest",
+    "build_engine",
+    "check_pair",
+    "check_runnable",
+    "default_cache",
+    "find_flavour",
+    "find_gpu",
+    "load_overrides",
+    "make_profiles",
+    "open_engine",
+    "read_engine",
+]

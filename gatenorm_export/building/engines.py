@@ -1,137 +1,245 @@
-"""Build a TensorRT engine from an ONNX graph, through polygraphy."""
+"""Build a TensorRT engine from an ONNX graph, through polygraphy, or take it from the build cache."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import dataclasses
+import json
+import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from gatenorm_export import __version__
 from gatenorm_export.artifacts import atomic_file, sha256_of
+from gatenorm_export.building.build_cache import BuildCache, cache_key
+from gatenorm_export.building.compiling import compile_engine
 from gatenorm_export.building.flavours import Flavour
+from gatenorm_export.building.gpus import Gpu, find_gpu
+from gatenorm_export.building.graph_inputs import TOKENS
+from gatenorm_export.building.job import BuildJob
+from gatenorm_export.building.network import Network, read_network
+from gatenorm_export.building.opening import PORTABLE, record_file
+from gatenorm_export.building.profile_files import Overrides
 from gatenorm_export.building.profiles import ShapeRequest, make_profiles
-from gatenorm_export.errors import RefusedError
+from gatenorm_export.building.resources import check_disk, check_memory
+from gatenorm_export.errors import OutputError, RefusedError
 from gatenorm_export.kinds import kind_of_graph, no_engine_of
-from gatenorm_export.progress import Progress, Quiet, Task
-from gatenorm_export.records import EngineArtifact, Profile
-from gatenorm_export.silence import silent_polygraphy
+from gatenorm_export.precision import graph_precision, prepare_graph
+from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.records import EngineArtifact, Precision, PreparedGraph, Profile
+
+_HALF: frozenset[Precision] = frozenset({"fp16", "bf16"})
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """What a build may be told beside its shapes.
+
+    ``precision`` None is the graph's own. ``capabilities`` are the compute capabilities that TensorRT-RTX builds for;
+    none: all that it supports. ``measured`` says whether the error of a conversion is measured.
+    """
+
+    precision: Precision | None = None
+    overrides: Overrides = dataclasses.field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    cache: BuildCache | None = None
+    despite_memory: bool = False
+    measured: bool = True
 
 
 def build_engine(
-    graph: Path, engine: Path, *, flavour: Flavour, shapes: ShapeRequest, progress: Progress | None = None
+    graph: Path,
+    engine: Path,
+    *,
+    flavour: Flavour,
+    shapes: ShapeRequest,
+    options: BuildOptions | None = None,
+    progress: Progress | None = None,
 ) -> EngineArtifact:
     """Build ``engine`` from ``graph`` with a prefill and a decode profile; its record goes to ``engine`` + ``.json``.
 
-    The network is strongly typed: it computes in the graph's own precision. TensorRT-RTX builds without a GPU.
+    Operators that the flavour does not take are lowered, and the graph is put into the precision that was asked for,
+    before the build; the network is strongly typed: it computes in the graph's own types. TensorRT-RTX builds without a
+    GPU. An interrupted build leaves what was there before.
 
     Raises:
-        RefusedError: TensorRT cannot parse or build the graph, or a dynamic length has no bound.
+        RefusedError: TensorRT cannot take, parse or build the graph, a profile cannot be made or contradicts the graph,
+            or memory is too small.
         InputError: the graph cannot be read.
-        OutputError: the engine cannot be written.
+        OutputError: the engine cannot be written, or the disk is too small.
     """
-    progress = progress or Quiet()
+    progress, options = progress or Quiet(), options or BuildOptions()
+    _check_place(engine)
     reason = no_engine_of(kind_of_graph(graph))
     if reason:
         raise RefusedError(f"{graph}: {reason}")
-    profiles = make_profiles(graph, shapes)
-    trt = flavour.module()
+    if options.capabilities and flavour.name != "tensorrt-rtx":
+        raise RefusedError(f"{flavour.name} builds for the GPU of this machine only; compute capabilities are RTX's")
+    profiles = make_profiles(graph, shapes, options.overrides)
+    with progress.task(f"digest {graph.name}"):
+        network = read_network(graph)
     start = time.perf_counter()
-    with silent_polygraphy(), progress.task(f"build {engine.name} ({flavour.name} {flavour.version})") as bar:
-        builder, network, parser = _parse(trt, graph)
-        counts = network.num_layers, network.num_inputs, network.num_outputs
-        serialized = _build(trt, builder, network, profiles, bar, graph)
-        # The network holds a copy of every weight; it is of no use once the engine exists.
-        del parser, network, builder
-        with atomic_file(engine) as temporary:
-            temporary.write_bytes(serialized)
-        del serialized
+    precision = options.precision or graph_precision(graph)
+    gpu = find_gpu()
+    key = _key(network, flavour, gpu, profiles, precision, options)
+    kept = options.cache.take(key, engine, progress) if options.cache is not None else None
+    if kept is not None:
+        progress.say(f"{engine.name}: the same was built before; taken from the build cache")
+        record = kept.model_copy(update=_origin(graph, engine, network) | {"from_cache": True})
+        record.save(record_file(engine))
+        return record
+    _check_resources(graph, engine, network, profiles, precision, options)
+    with tempfile.TemporaryDirectory(prefix=".gatenorm.", dir=_made(engine.parent)) as scratch:
+        prepared = prepare_graph(
+            graph,
+            Path(scratch),
+            flavour=flavour.name,
+            precision=precision,
+            measured=options.measured,
+            progress=progress,
+        )
+        job = BuildJob(
+            graph=str(prepared.place(Path(scratch)).resolve()),
+            engine="",
+            flavour=flavour.name,
+            version=flavour.version,
+            profiles=profiles,
+            compute_capabilities=options.capabilities,
+            timing_cache=_timings(options.cache, flavour, gpu),
+        )
+        facts = _compile(job, engine, graph, prepared, progress)
     record = EngineArtifact(
-        engine=engine.name,
+        **_origin(graph, engine, network),
         sha256=sha256_of(engine),
         bytes=engine.stat().st_size,
-        parent_sha256=sha256_of(graph),
         flavour=flavour.name,
         flavour_version=flavour.version,
-        precision="fp32",
+        precision=precision,
+        prepared=prepared if prepared.changed else None,
         profiles=profiles,
-        n_network_layers=counts[0],
-        n_inputs=counts[1],
-        n_outputs=counts[2],
+        n_network_layers=facts["n_network_layers"],
+        n_inputs=facts["n_inputs"],
+        n_outputs=facts["n_outputs"],
+        weight_bytes=facts["constant_bytes"],
+        gpu=str(gpu) if gpu is not None else None,
+        capabilities=_runs_on(flavour, gpu, options),
         build_seconds=time.perf_counter() - start,
-        built_on=_gpu_name() or "a machine without a GPU",
+        compile_seconds=facts["compile_seconds"],
+        peak_bytes=facts["peak_bytes"],
+        built_on=str(gpu) if gpu is not None else "a machine without a GPU",
     )
-    record.save(engine.with_name(f"{engine.name}.json"))
+    record.save(record_file(engine))
+    if options.cache is not None:
+        options.cache.keep(key, engine, record, progress)
     return record
 
 
-def _parse(trt: Any, graph: Path) -> tuple[Any, Any, Any]:
-    """Parse from the path, so that external data is found; polygraphy's loader keeps the errors in its log."""
-    from polygraphy.backend.trt import CreateNetwork, get_trt_logger
-
-    builder, network = CreateNetwork(strongly_typed=True)()
-    parser = trt.OnnxParser(network, get_trt_logger())
-    if not parser.parse_from_file(str(graph)):
-        raise RefusedError(f"{graph}: TensorRT cannot take it: {_first_error(parser)}")
-    return builder, network, parser
-
-
-def _first_error(parser: Any) -> str:
-    if not parser.num_errors:
-        return "the parser gives no reason"
-    error = parser.get_error(0)
-    node, operator = getattr(error, "node_name", None), getattr(error, "node_operator", None)
-    where = f"node {node() or '<unnamed>'} ({operator()}): " if node and operator else ""
-    return where + " ".join(error.desc().split())
-
-
-def _build(trt: Any, builder: Any, network: Any, profiles: tuple[Profile, ...], bar: Task, graph: Path) -> Any:
-    from polygraphy.backend.trt import CreateConfig, EngineBytesFromNetwork
-    from polygraphy.backend.trt import Profile as PolygraphyProfile
-    from polygraphy.exception import PolygraphyException
-
-    wanted = []
-    for profile in profiles:
-        polygraphy_profile = PolygraphyProfile()
-        for bound in profile.bounds:
-            polygraphy_profile.add(bound.input, bound.min, bound.opt, bound.max)
-        wanted.append(polygraphy_profile)
-    config = CreateConfig(profiles=wanted, progress_monitor=_monitor(trt, bar))
+def _compile(job: BuildJob, engine: Path, graph: Path, prepared: PreparedGraph, progress: Progress) -> dict[str, Any]:
+    """Compile under a temporary name; an old record goes before the engine that it describes is replaced."""
+    label = f"build {engine.name} ({job.flavour} {job.version})"
     try:
-        return EngineBytesFromNetwork((builder, network), config=config)()
-    except PolygraphyException as error:
-        first = (str(error).strip().splitlines() or ["no reason was given"])[0]
-        raise RefusedError(f"{graph}: TensorRT cannot build an engine from it ({first})") from error
+        with progress.task(label) as bar, atomic_file(engine) as temporary:
+            facts = compile_engine(job.model_copy(update={"engine": str(temporary)}), bar)
+            record_file(engine).unlink(missing_ok=True)
+    except RefusedError as error:
+        # The user knows the graph, not the copy of it that was prepared.
+        raise RefusedError(str(error).replace(job.graph, str(graph))) from error
+    return facts
 
 
-def _monitor(trt: Any, bar: Task) -> Any:
-    """Count the builder's own steps; their number becomes known phase by phase."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.steps = 0
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.steps += num_steps
-            bar.total(self.steps)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            bar.advance()
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            """Nothing to do: steps were counted one by one."""
-
-    return Monitor()
+def _check_place(engine: Path) -> None:
+    """Refuse to write an engine over a graph, or its record over something that is not an engine's."""
+    if engine.is_dir() or engine.suffix in {".onnx", ".json"}:
+        raise OutputError(f"{engine}: is no place for an engine; name a file such as model.engine")
+    beside = record_file(engine)
+    if not beside.exists():
+        return
+    try:
+        kind = json.loads(beside.read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = "unknown"
+    if kind != "engine":
+        raise OutputError(f"{beside}: is in the way, and not the record of an engine; choose another name")
 
 
-def _gpu_name() -> str | None:
-    query = shutil.which("nvidia-smi")
-    if query is None:
-        return None
-    done = subprocess.run(
-        [query, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another output") from error
+    return folder
+
+
+def _check_resources(
+    graph: Path,
+    engine: Path,
+    network: Network,
+    profiles: tuple[Profile, ...],
+    precision: Precision,
+    options: BuildOptions,
+) -> None:
+    halved = precision in _HALF
+    weights = network.weight_bytes - (network.float32_bytes // 2 if halved else 0)
+    shared = _shared(profiles)
+    check_disk(engine.parent, weights, shared=shared)
+    if not options.despite_memory:
+        check_memory(graph, weights, shared=shared, halved=halved or network.float32_bytes == 0)
+
+
+def _shared(profiles: tuple[Profile, ...]) -> bool:
+    """Whether every profile fixes the step to one token, or none does; see ``SHARED_STEP``."""
+    steps = [bound.max[1:] == (1,) for profile in profiles for bound in profile.bounds if bound.input == TOKENS]
+    return len(set(steps)) < 2
+
+
+def _key(
+    network: Network,
+    flavour: Flavour,
+    gpu: Gpu | None,
+    profiles: tuple[Profile, ...],
+    precision: Precision,
+    options: BuildOptions,
+) -> str:
+    return cache_key(
+        {
+            "gatenorm": __version__,
+            "network": network.network_sha256,
+            "flavour": flavour.name,
+            "version": flavour.version,
+            "gpu": str(gpu) if gpu is not None else "none",
+            "capabilities": options.capabilities,
+            "profiles": [profile.model_dump(mode="json") for profile in profiles],
+            "precision": precision,
+            "measured": options.measured,
+        }
     )
-    names = done.stdout.strip().splitlines()
-    return names[0] if done.returncode == 0 and names else None
+
+
+def _origin(graph: Path, engine: Path, network: Network) -> dict[str, Any]:
+    """The fields of a record that come from the graph as it lies there, not from the build."""
+    return {
+        "engine": engine.name,
+        "parent_sha256": network.sha256,
+        "parent_path": str(graph.resolve()),
+        "network_sha256": network.network_sha256,
+        "ancestors": network.ancestors,
+        "n_layers": network.n_layers,
+        "dropped": network.dropped,
+        "model_digest": network.model_digest,
+        "recovered_from": network.recovered_from,
+    }
+
+
+def _runs_on(flavour: Flavour, gpu: Gpu | None, options: BuildOptions) -> tuple[str, ...]:
+    if flavour.name == "tensorrt-rtx":
+        return options.capabilities or PORTABLE
+    return (gpu.capability,) if gpu is not None else ()
+
+
+def _timings(cache: BuildCache | None, flavour: Flavour, gpu: Gpu | None) -> str | None:
+    """Data-centre TensorRT times kernels on the GPU as it builds; TensorRT-RTX chooses them when it runs."""
+    if cache is None or flavour.name != "tensorrt":
+        return None
+    where = re.sub(r"[^A-Za-z0-9.]+", "-", str(gpu) if gpu is not None else "none").strip("-")
+    return str(cache.timing_file(f"{flavour.name}-{flavour.version}-{where}"))

@@ -138,8 +138,8 @@ def in_pieces(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Feed prompts ``tokens`` [batch, length] and yield (first position, logits of a piece) until all is fed.
 
-    Pieces keep the logits of one call within ``LOGITS_BYTES``. A decoder without a cache, and an engine, whose prefill
-    takes no past, are fed whole.
+    Pieces keep the logits of one call within ``LOGITS_BYTES``. A decoder without a cache, and an engine, are fed
+    whole.
     """
     batch, length = tokens.shape
     size = length

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from gatenorm_export.artifacts import sha256_of
-from gatenorm_export.building import find_flavour
+from gatenorm_export.building import check_runnable, find_flavour, read_engine
 from gatenorm_export.comparing.feeds import step_feed
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, CacheInput
 from gatenorm_export.errors import InputError, RefusedError, needs
@@ -51,28 +49,11 @@ def check_engine(path: Path) -> EngineArtifact:
     Raises:
         InputError: no engine, no record, another engine's record, or profiles that are not gatenorm's.
         MissingPartError: the engine's TensorRT is not installed.
-        RefusedError: it was built by another version, or there is no GPU.
+        RefusedError: it was built by another version or for another GPU, or there is no GPU.
     """
-    record_file = path.with_name(f"{path.name}.json")
-    if not path.is_file():
-        raise InputError(f"{path}: no such engine; gatenorm build makes one")
-    if not record_file.is_file():
-        raise InputError(f"{path}: has no record {record_file.name} beside it; gatenorm build writes both")
-    record = EngineArtifact.load(record_file)
-    if path.stat().st_size != record.bytes or sha256_of(path) != record.sha256:
-        raise InputError(f"{path}: is not the engine that {record_file.name} describes; build it again")
+    record = read_engine(path)
     layout_of(str(path), record)
-    flavour = find_flavour(record.flavour)
-    if flavour.version != record.flavour_version:
-        raise RefusedError(
-            f"{path}: was built by {record.flavour} {record.flavour_version}, and {flavour.version} is installed; an "
-            "engine runs on the version that built it, build it again"
-        )
-    if not _gpus():
-        raise RefusedError(
-            f"{path}: running an engine needs an NVIDIA GPU, and this machine shows none; evaluate the ONNX graph that "
-            "it was built from"
-        )
+    check_runnable(path, record)
     return record
 
 
@@ -106,7 +87,7 @@ def layout_of(name: str, record: EngineArtifact) -> _Layout:
 
 
 class EngineDecoder:
-    """An engine as a :class:`Decoder`. ``prefill`` takes no past, so prompts are fed whole."""
+    """An engine as a :class:`Decoder`. Prompts are fed whole: not every prompt's rest fits a prefill onto a cache."""
 
     def __init__(self, name: str, record: EngineArtifact, runner: EngineRunner) -> None:
         self.name = name
@@ -197,23 +178,10 @@ class PolygraphyRunner:
             self._runner.deactivate()
 
 
-def open_engine(path: Path, record: EngineArtifact) -> EngineRunner:
+def load_engine(path: Path, record: EngineArtifact) -> EngineRunner:
     """Load an engine that :func:`check_engine` has passed.
 
     Raises:
         RefusedError: TensorRT cannot load it, for instance because it was built for another GPU.
     """
     return PolygraphyRunner(path, record)
-
-
-def _gpus() -> int:
-    """How many NVIDIA GPUs the driver shows; 0 without a driver."""
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            driver = ctypes.CDLL(name)
-        except OSError:
-            continue
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            return count.value
-    return 0

@@ -46,9 +46,9 @@ class EvaluatedModel:
         """
         if self.engine is None:
             return GraphDecoder(self.path)
-        from gatenorm_export.evaluating.engine import EngineDecoder, open_engine
+        from gatenorm_export.evaluating.engine import EngineDecoder, load_engine
 
-        return EngineDecoder(str(self.path), self.engine, open_engine(self.path, self.engine))
+        return EngineDecoder(str(self.path), self.engine, load_engine(self.path, self.engine))
 
 
 def find_model(path: Path, *, tokenizer: Path | None = None, max_length: int | None = None) -> EvaluatedModel:

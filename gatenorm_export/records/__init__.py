@@ -20,15 +20,13 @@ from gatenorm_export.records.comparison import (
     TranscriptQuality,
 )
 from gatenorm_export.records.correlation import Agreement, CorrelationReport, LayerMeasures
+from gatenorm_export.records.engine import EngineArtifact, Profile, ProfileBounds
 from gatenorm_export.records.evaluation import Evaluation, ModelResult, TaskMetric, TaskResult
 from gatenorm_export.records.graph import (
-    EngineArtifact,
     ExportedGraph,
     GraphFacts,
     GraphFile,
     KVCache,
-    Profile,
-    ProfileBounds,
     PrunedGraph,
     RepairedLayer,
     RepairRecord,

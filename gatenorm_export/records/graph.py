@@ -133,38 +133,3 @@ class PrunedGraph(Record):
     after: GraphFacts
     repair: RepairRecord | None = None
     recovered_from: str | None = None
-
-
-class ProfileBounds(Part):
-    """Lower, typical and upper shape of one engine input in one optimisation profile."""
-
-    input: str
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
-
-
-class Profile(Part):
-    """One optimisation profile."""
-
-    name: str
-    bounds: tuple[ProfileBounds, ...]
-
-
-class EngineArtifact(Record):
-    """A TensorRT engine and the graph it was built from."""
-
-    kind: Literal["engine"] = "engine"
-    engine: str
-    sha256: str
-    bytes: int
-    parent_sha256: str
-    flavour: Literal["tensorrt", "tensorrt-rtx"]
-    flavour_version: str
-    precision: Literal["fp32"]
-    profiles: tuple[Profile, ...]
-    n_network_layers: int
-    n_inputs: int
-    n_outputs: int
-    build_seconds: float
-    built_on: str
