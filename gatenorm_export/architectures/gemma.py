@@ -15,7 +15,12 @@ _ROW = TowerRow(
     norm=INPUT_NORM,
     norm_offset=1.0,
 )
+# Gemma 2 and 3 norm what attention returns too.
+_NORM_BEHIND = "post_attention_layernorm"
 GEMMA = Adapter("gemma", (_ROW,))
+GEMMA2 = Adapter(
+    "gemma2", (dataclasses.replace(_ROW, modules=dataclasses.replace(_ROW.modules, norm_behind=_NORM_BEHIND)),)
+)
 GEMMA3_MULTIMODAL = Adapter(
     "gemma3, multimodal",
     (
@@ -23,7 +28,7 @@ GEMMA3_MULTIMODAL = Adapter(
             _ROW,
             name="text",
             under="language_model",
-            modules=Modules("language_model.layers", "self_attn", "mlp.down_proj"),
+            modules=Modules("language_model.layers", "self_attn", "mlp.down_proj", norm_behind=_NORM_BEHIND),
             dims=dataclasses.replace(
                 GROUPED,
                 section="text_config",

@@ -10,13 +10,14 @@ from gatenorm_export.architectures.bert import BERT, DISTILBERT, MODERNBERT, ROB
 from gatenorm_export.architectures.clip import CLIP, CLIP_CLASSIFIER, CLIP_TEXT, CLIP_VISION, SIGLIP
 from gatenorm_export.architectures.deepseek import DEEPSEEK
 from gatenorm_export.architectures.falcon import FALCON
-from gatenorm_export.architectures.gemma import GEMMA, GEMMA3_MULTIMODAL
+from gatenorm_export.architectures.gemma import GEMMA, GEMMA2, GEMMA3_MULTIMODAL
 from gatenorm_export.architectures.gpt2 import GPT2, GPT_BIGCODE, GPT_NEO
 from gatenorm_export.architectures.gptj import CODEGEN, GPTJ
 from gatenorm_export.architectures.llama import (
     COHERE,
     EXAONE4,
     GLM,
+    GLM4,
     GPT_OSS,
     GRANITE,
     GRANITE_MOE,
@@ -77,16 +78,16 @@ ADAPTERS: dict[str, Adapter] = {
     "Qwen3MoeForTokenClassification": QWEN3_MOE.under("model"),
     "Qwen3MoeForQuestionAnswering": QWEN3_MOE.under("transformer"),
     "GemmaModel": GEMMA,
-    "Gemma2Model": GEMMA,
-    "Gemma3TextModel": GEMMA,
+    "Gemma2Model": GEMMA2,
+    "Gemma3TextModel": GEMMA2,
     "GemmaForCausalLM": GEMMA.under("model"),
     "GemmaForSequenceClassification": GEMMA.under("model"),
     "GemmaForTokenClassification": GEMMA.under("model"),
-    "Gemma2ForCausalLM": GEMMA.under("model"),
-    "Gemma2ForSequenceClassification": GEMMA.under("model"),
-    "Gemma2ForTokenClassification": GEMMA.under("model"),
-    "Gemma3ForCausalLM": GEMMA.under("model"),
-    "Gemma3TextForSequenceClassification": GEMMA.under("model"),
+    "Gemma2ForCausalLM": GEMMA2.under("model"),
+    "Gemma2ForSequenceClassification": GEMMA2.under("model"),
+    "Gemma2ForTokenClassification": GEMMA2.under("model"),
+    "Gemma3ForCausalLM": GEMMA2.under("model"),
+    "Gemma3TextForSequenceClassification": GEMMA2.under("model"),
     "Gemma3Model": GEMMA3_MULTIMODAL,
     "Gemma3ForConditionalGeneration": GEMMA3_MULTIMODAL.under("model"),
     "Gemma3ForSequenceClassification": GEMMA3_MULTIMODAL.under("model"),
@@ -166,13 +167,13 @@ ADAPTERS: dict[str, Adapter] = {
     "GraniteMoeModel": GRANITE_MOE,
     "GraniteMoeForCausalLM": GRANITE_MOE.under("model"),
     "GlmModel": GLM,
-    "Glm4Model": GLM,
+    "Glm4Model": GLM4,
     "GlmForCausalLM": GLM.under("model"),
     "GlmForSequenceClassification": GLM.under("model"),
     "GlmForTokenClassification": GLM.under("model"),
-    "Glm4ForCausalLM": GLM.under("model"),
-    "Glm4ForSequenceClassification": GLM.under("model"),
-    "Glm4ForTokenClassification": GLM.under("model"),
+    "Glm4ForCausalLM": GLM4.under("model"),
+    "Glm4ForSequenceClassification": GLM4.under("model"),
+    "Glm4ForTokenClassification": GLM4.under("model"),
     "NemotronModel": NEMOTRON,
     "NemotronForCausalLM": NEMOTRON.under("model"),
     "NemotronForSequenceClassification": NEMOTRON.under("model"),
