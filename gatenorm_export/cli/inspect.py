@@ -1,4 +1,4 @@
-"""``gatenorm inspect MODEL.onnx``."""
+"""``gatenorm inspect MODEL.onnx`` or ``gatenorm inspect MODEL.engine``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.engine_view import engine_view
 from gatenorm_export.cli.options import add_output
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.records import AttentionSublayer, GraphInspection
 
+_ENGINES = {".engine", ".plan", ".trt"}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = "Show every attention sublayer of an ONNX graph, and what resembles one but was not matched."
-    parser.epilog = "example:\n  gatenorm inspect base/model.onnx"
-    parser.add_argument("graph", type=Path, help="a .onnx file, or a folder that holds model.onnx")
+    parser.description = (
+        "Show every attention sublayer of an ONNX graph, and what resembles one but was not matched. Of an engine: "
+        "what it is, by the record beside it; neither TensorRT nor a GPU is needed."
+    )
+    parser.epilog = "example:\n  gatenorm inspect base/model.onnx\n  gatenorm inspect engines/pruned.engine"
+    parser.add_argument("graph", type=Path, help="a .onnx file, a folder that holds model.onnx, or an engine")
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -27,12 +33,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Inspect and show."""
     terminal = Terminal.of(args)
+    if _is_engine(args.graph):
+        from gatenorm_export.building import read_engine
+
+        engine = read_engine(args.graph)
+        terminal.result(engine.to_object(), *engine_view(engine))
+        return int(ExitCode.OK)
     from gatenorm_export.graphs import graph_file
     from gatenorm_export.inspecting import inspect_graph
 
     inspection = inspect_graph(graph_file(args.graph), progress=terminal.progress)
     terminal.result(inspection.to_object(), *_shown(inspection))
     return int(ExitCode.OK)
+
+
+def _is_engine(path: Path) -> bool:
+    """Whether a file is named like an engine, or has a record beside it."""
+    if path.suffix in _ENGINES:
+        return True
+    return path.is_file() and path.suffix != ".onnx" and path.with_name(f"{path.name}.json").is_file()
 
 
 def _shown(inspection: GraphInspection) -> list[RenderableType]:

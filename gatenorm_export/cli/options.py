@@ -231,10 +231,18 @@ def add_profiles(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch (default: 1)")
     group.add_argument("--prompt", type=int, default=512, metavar="N", help="longest prompt in tokens (default: 512)")
     group.add_argument("--context", type=int, default=2048, metavar="N", help="longest context in tokens (2048)")
+    group.add_argument(
+        "--decode-step",
+        type=int,
+        default=2,
+        metavar="N",
+        help="longest step of the decode profile in tokens; 1 fixes it, which may be faster and keeps the matrices "
+        "twice (default: 2)",
+    )
 
 
 def shape_request(args: argparse.Namespace) -> ShapeRequest:
     """The profile bounds that :func:`add_profiles`'s options describe."""
     from gatenorm_export.building import ShapeRequest
 
-    return ShapeRequest(batch=args.batch, prompt=args.prompt, context=args.context)
+    return ShapeRequest(args.batch, args.prompt, args.context, args.decode_step)

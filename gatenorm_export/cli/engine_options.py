@@ -1,0 +1,79 @@
+"""Options of verbs that build engines, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gatenorm_export.errors import InputError
+
+if TYPE_CHECKING:
+    from gatenorm_export.building import BuildOptions
+
+PRECISIONS = ("as-is", "fp32", "fp16", "bf16", "fp8", "int4")
+
+
+def add_build(parser: argparse.ArgumentParser) -> None:
+    """Precision, profile file, targets, cache and memory of a build."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="as-is",
+        help="what the engine computes in; the graph is converted, norms and softmax stay in fp32; fp8 and int4 are "
+        "for graphs that are quantised already (default: as the graph is)",
+    )
+    group.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help='bounds of single inputs in place of those made from the graph, as JSON: {"decode": {"input_ids": '
+        '{"min": [1, 1], "opt": [1, 1], "max": [8, 1]}}}; further profiles may be added',
+    )
+    group.add_argument(
+        "--compute-capability",
+        metavar="LIST",
+        default="",
+        help="TensorRT-RTX: build for these GPUs only, such as 8.6,8.9 (default: 8.0, 8.6, 8.9, 12.0 and newer)",
+    )
+    group.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="neither take the engine from the build cache nor keep it there (GATENORM_CACHE says where it is)",
+    )
+    group.add_argument(
+        "--no-conversion-check",
+        action="store_true",
+        help="do not measure on the CPU what lowering and conversion change",
+    )
+    group.add_argument(
+        "--despite-memory", action="store_true", help="build although memory most likely does not suffice"
+    )
+
+
+def build_options(args: argparse.Namespace) -> BuildOptions:
+    """The options of a build that :func:`add_build` describes.
+
+    Raises:
+        InputError: the profile file or the list of compute capabilities cannot be read.
+    """
+    from gatenorm_export.building import BuildOptions, default_cache, load_overrides
+
+    return BuildOptions(
+        precision=None if args.precision == "as-is" else args.precision,
+        overrides=load_overrides(args.profile) if args.profile is not None else {},
+        capabilities=_capabilities(args.compute_capability),
+        cache=None if args.no_cache else default_cache(),
+        despite_memory=args.despite_memory,
+        measured=not args.no_conversion_check,
+    )
+
+
+def _capabilities(text: str) -> tuple[str, ...]:
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    for entry in entries:
+        if not re.fullmatch(r"\d+\.\d", entry):
+            raise InputError(f"--compute-capability {text}: {entry} is none; they look like 8.6")
+    return tuple(dict.fromkeys(entries))
