@@ -346,6 +346,24 @@ def test_backends_that_are_not_here(pair, monkeypatch) -> None:
     assert backend_for(*pair) == "ort-cpu"
 
 
+def test_a_damaged_engine_is_named_even_without_a_gpu(tmp_path, capsys) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine could run engines")
+    for name in ("base", "pruned"):
+        record = engine_record().model_dump() | {"engine": f"{name}.engine", "bytes": 5, "build_seconds": 1.0}
+        record |= {"n_network_layers": 1, "n_inputs": 1, "n_outputs": 1, "kind": "engine", "prepared": None}
+        EngineArtifact.model_validate(record).save(tmp_path / f"{name}.engine.json")
+        (tmp_path / f"{name}.engine").write_bytes(b"vtrt")
+    assert backend_for(tmp_path / "base.engine", tmp_path / "pruned.engine") == "tensorrt-rtx"
+    assert bench(tmp_path / "base.engine", tmp_path / "pruned.engine", "-o", tmp_path / "r.json") == ExitCode.BAD_INPUT
+    error = capsys.readouterr().err
+    assert "base.engine" in error
+    assert "cut off" in error
+    assert not (tmp_path / "r.json").exists()
+
+
 # --- torch
 
 
@@ -567,6 +585,15 @@ def engine_record(batch: int = 2, prompt: int = 16, context: int = 40) -> Engine
         sha256="s" * 64,
         precision="fp32",
         flavour="tensorrt-rtx",
+        flavour_version="1.7",
+        built_on="a machine",
+        capabilities=(),
+        prepared=None,
+        n_layers=None,
+        dropped=None,
+        ancestors=None,
+        recovered_from=None,
+        model_digest=None,
     )
 
 
@@ -612,21 +639,47 @@ def test_an_engine_names_the_bound_that_a_point_passes(point: Point, words: str 
     assert "--context 32" in (short.refuses(Point("decode", 1, 16)) or "")
 
 
-def test_engines_without_their_graphs_are_told_apart_by_caches() -> None:
-    from gatenorm_export.benching.engine_files import EngineFile, _kv_bytes, engine_lineage
+def test_engines_are_held_against_each_other_and_their_graphs(pair, tmp_path, monkeypatch) -> None:
+    from gatenorm_export.artifacts import sha256_of
+    from gatenorm_export.benching import engine_files
+    from gatenorm_export.benching.graph_work import graph_work
 
-    record = engine_record()
-    assert _kv_bytes(record) == HEADS * SIZE * 4
-    base = EngineFile(Path("base"), record, None, "unknown", 0)
-    without = tuple(
-        profile.model_copy(update={"bounds": tuple(b for b in profile.bounds if "past" not in b.input)})
-        for profile in record.profiles
-    )
-    pruned_record = record.model_copy(update={"profiles": without, "parent_sha256": "q" * 64})
-    pruned = dataclasses.replace(base, path=Path("pruned"), record=pruned_record)
-    lineage, notes = engine_lineage(base, pruned)
-    assert "--graphs" in notes[0]
+    base_sha, pruned_sha = (sha256_of(graph) for graph in pair)
+    records = {
+        "base": engine_record().model_copy(
+            update={"engine": "base", "parent_sha256": base_sha, "parent_path": str(pair[0]), "ancestors": ()}
+        ),
+        "pruned": engine_record().model_copy(
+            update={
+                "engine": "pruned",
+                "parent_sha256": pruned_sha,
+                "parent_path": str(tmp_path / "moved.onnx"),
+                "ancestors": (base_sha,),
+                "n_layers": 4,
+                "dropped": DROP,
+                "precision": "fp16",
+            }
+        ),
+    }
+    records["base"] = records["base"].model_copy(update={"precision": "fp16"})
+    # Everything that opening checks is tested with the engines themselves.
+    monkeypatch.setattr(engine_files, "open_engine", lambda path: records[path.name])
+    base = engine_files.read_engine(Path("base"), "tensorrt-rtx")
+    lost = engine_files.read_engine(Path("pruned"), "tensorrt-rtx")
+    found = engine_files.read_engine(Path("pruned"), "tensorrt-rtx", pair[1])
+    assert "--graphs" in str(lost.work)
+    assert found.work.weight_bytes * 2 == graph_work(pair[1]).weight_bytes
+    assert (found.work.dtype, found.work.score_bytes_per_pair) == ("float16", 0)
+    assert base.kv_bytes_per_token == HEADS * SIZE * 2
+    lineage = engine_files.engine_lineage(base, found)
+    assert (lineage.n_layers, lineage.dropped, lineage.plan_sha256) == (4, DROP, "a" * 64)
     with pytest.raises(RefusedError, match="swapped"):
-        engine_lineage(pruned, base)
+        engine_files.engine_lineage(found, base)
     with pytest.raises(RefusedError, match="same graph"):
-        engine_lineage(base, base)
+        engine_files.engine_lineage(base, base)
+    with pytest.raises(InputError, match="is not the graph"):
+        engine_files.read_engine(Path("pruned"), "tensorrt-rtx", pair[0])
+    with pytest.raises(RefusedError, match="--backend tensorrt-rtx"):
+        engine_files.read_engine(Path("base"), "tensorrt")
+    with pytest.raises(InputError, match="is no engine"):
+        engine_files.read_engine(pair[0], "tensorrt-rtx")

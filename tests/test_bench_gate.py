@@ -158,7 +158,7 @@ def test_damaged_baselines(damage, tmp_path: Path) -> None:
     bench_report([bench_row()]).save(file)
     assert read_baseline(file).rows
     file.write_text(damage(file.read_text()))
-    with pytest.raises(InputError, match="then.json"):
+    with pytest.raises(InputError, match=r"then\.json"):
         read_baseline(file)
     with pytest.raises(InputError, match="no such baseline"):
         read_baseline(tmp_path / "none.json")

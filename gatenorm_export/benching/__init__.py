@@ -1,7 +1,7 @@
 """Latency of a pruned model beside its base, honestly: on any backend, against a roofline, a control and a baseline."""
 
 from gatenorm_export.benching.bench import BenchRequest, run_bench
-from gatenorm_export.benching.choosing import BACKENDS, backend_for, open_backend
+from gatenorm_export.benching.choosing import BACKENDS, backend_for, open_backend, open_backend_for
 from gatenorm_export.benching.gate import check_comparable, hold_to_baseline, parse_regression, read_baseline
 from gatenorm_export.benching.words import bench_markdown, bench_tables, gate_tables
 
@@ -15,6 +15,7 @@ __all__ = [
     "gate_tables",
     "hold_to_baseline",
     "open_backend",
+    "open_backend_for",
     "parse_regression",
     "read_baseline",
     "run_bench",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gatenorm_export.benching.protocol import Backend
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import InputError, MissingPartError, RefusedError
 
 BACKENDS: dict[str, str] = {
     "ort-cpu": "ort_cpu:OrtCpu",
@@ -33,6 +33,24 @@ def open_backend(name: str, **options: Any) -> Backend:
     module, _, kind = BACKENDS[name].partition(":")
     found: Backend = getattr(importlib.import_module(f"gatenorm_export.benching.{module}"), kind)(**options)
     return found
+
+
+def open_backend_for(name: str, base: Path, pruned: Path, **options: Any) -> Backend:
+    """The same, where a machine that lacks something still says first what is wrong with two engines.
+
+    Raises:
+        InputError: an engine is damaged or none, even where it could not be run anyway.
+        RefusedError: two engines are no pair, or the backend has no GPU.
+        MissingPartError: see :func:`open_backend`.
+    """
+    try:
+        return open_backend(name, **options)
+    except (MissingPartError, RefusedError):
+        if name.startswith("tensorrt"):
+            from gatenorm_export.building.opening import check_pair, read_engine
+
+            check_pair(read_engine(base), read_engine(pruned))
+        raise
 
 
 def backend_for(base: Path, pruned: Path) -> str:

@@ -188,16 +188,14 @@ class EngineModel:
         return getattr(_torch(), _TYPES[self._engine.get_tensor_dtype(name).name])
 
     def _context_limit(self) -> int | None:
-        """Tokens by the mask's bound, or by the cache's, which lacks the step's own."""
+        """Tokens of cache and step: by the caches' bounds, or without any by the mask's, less the longest step's."""
         bounds = {bound.input: bound for bound in self._profiles[DECODE].bounds}
-        if MASK in bounds:
-            return bounds[MASK].max[1]
         for name in self._past:
             bound = bounds[name]
             open_lengths = [high for low, high in zip(bound.min[1:], bound.max[1:], strict=True) if low != high]
             if open_lengths:
                 return open_lengths[0] + 1
-        return None
+        return bounds[MASK].max[1] - bounds[TOKENS].max[1] + 1 if MASK in bounds else None
 
 
 def _filled(shape: tuple[int, ...], first: int, rest: int) -> tuple[int, ...]:

@@ -50,10 +50,10 @@ class TensorRT:
             read_engine(path, self.flavour_name, graph)
             for path, graph in zip((base, pruned), self._graphs, strict=True)
         ]
-        lineage, notes = engine_lineage(*files)
+        lineage = engine_lineage(*files)
         has_cache = files[0].kv_bytes_per_token > 0
         sides = [self._side(file, cached=has_cache) for file in files]
-        return Pair(sides[0], sides[1], lineage.n_layers, lineage.dropped, lineage.plan_sha256, notes=notes)
+        return Pair(sides[0], sides[1], lineage.n_layers, lineage.dropped, lineage.plan_sha256)
 
     def control(self, native: Path, pair: Pair) -> Side:
         """A third engine."""

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         check_comparable,
         gate_tables,
         hold_to_baseline,
-        open_backend,
+        open_backend_for,
         parse_regression,
         read_baseline,
         run_bench,
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     limit = parse_regression(args.max_regression or "3%")
     baseline = read_baseline(args.baseline) if args.baseline is not None else None
     name = args.backend or backend_for(args.base, args.pruned)
-    backend = open_backend(name, **_options(args, name))
+    backend = open_backend_for(name, args.base, args.pruned, **_options(args, name))
     if baseline is not None:
         # Before minutes of measuring, not after them.
         check_comparable(baseline, backend.device, str(args.baseline), across_devices=args.across_devices)
