@@ -11,6 +11,8 @@ from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from graph_passes.dataflow import subgraphs
 from graph_passes.element_types import set_element_types
+from graph_passes.find_attention import find_attention
+from graph_passes.gate_attention import branch_with_bias
 from graph_passes.lower_activations import lower_fast_gelu, lower_gelu, lower_quick_gelu
 from graph_passes.lower_attention import lower_attention
 from graph_passes.lower_group_query import lower_group_query
@@ -24,7 +26,7 @@ from graph_passes.lower_products import (
 )
 from graph_passes.lower_rotary import lower_microsoft_rotary, lower_rotary
 from graph_passes.lower_tape import CannotLower, LowerTape, Shared
-from graph_passes.operators import ATTENTION_OPERATORS, MICROSOFT, node_name, operator_name, operator_of
+from graph_passes.operators import ATTENTION_OPERATORS, MICROSOFT, SKIP_NORMS, node_name, operator_name, operator_of
 
 Lowering = Callable[[LowerTape], Sequence[ir.Value | None]]
 Takes = Callable[[ir.Node], str | None]
@@ -117,6 +119,7 @@ class LowerOperators(ir.passes.FunctionalPass):
         for graph in copy.graphs():
             graph.sort()
         set_element_types(copy)
+        self._part_biases(copy)
         self._round(copy, _FIRST)
         _declare_attention(copy)
         _infer_shapes(copy)
@@ -137,6 +140,23 @@ class LowerOperators(ir.passes.FunctionalPass):
         for node in _every_node(model):
             if self._takes(node) is not None:
                 raise ir.passes.PostconditionError(f"{node_name(node)}: {self._takes(node)}")
+
+    def _part_biases(self, model: ir.Model) -> None:
+        """Add the bias that a fused norm holds for attention to attention's own branch, with which it goes when that
+        is removed later."""
+        try:
+            sites = find_attention(model).sites
+        except ValueError as error:
+            raise LoweringRefused(str(error)) from error
+        for site in sites:
+            residual = site.residual
+            if residual.bias_index is None or operator_of(residual.merge) not in SKIP_NORMS:
+                continue
+            if self._takes(residual.merge) is not None:
+                branch = branch_with_bias(site)
+                branch.dtype = residual.branch.dtype
+                residual.merge.replace_input_with(residual.branch_index, branch)
+                residual.merge.replace_input_with(residual.bias_index, None)
 
     def _round(self, model: ir.Model, operators: Iterable[tuple[str, str]]) -> None:
         wanted, shared = frozenset(operators), Shared()

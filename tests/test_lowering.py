@@ -84,7 +84,11 @@ NETWORKS = {
     ),
     "packed": Network((Layer(attention="com.microsoft.Attention"), Layer(attention="com.microsoft.Attention"))),
     "skip norms": Network(
-        (Layer(block="skip pre-norm"), Layer(block="skip post-norm", attention="MultiHeadAttention")), cache=True
+        (
+            Layer(block="skip pre-norm", extras=flags("skip bias", "mlp bias")),
+            Layer(block="skip post-norm", attention="MultiHeadAttention", extras=flags("skip bias", "mlp bias")),
+        ),
+        cache=True,
     ),
 }
 
