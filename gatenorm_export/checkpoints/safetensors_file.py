@@ -58,20 +58,19 @@ class SafetensorsSource:
         return StoredTensor(data.view(dtype).reshape(entry.shape), digest_of(data))
 
     @property
-    def rows_at_once(self) -> bool:
-        """Whether :meth:`read_rows` is worth it: over a network, a tensor is one request."""
+    def mapped(self) -> bool:
+        """Whether tensors are mapped from files, so that one pass over them is cheaper than two."""
         return not self._folder.remote
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of a matrix, as they are stored; one call at a time.
+    def values(self, name: str) -> np.ndarray:
+        """The values of a tensor without a digest, for who makes one on the way.
 
         Raises:
             InputError: as :meth:`read`.
         """
         entry, dtype = self._stored(name)
-        width = (entry.end - entry.begin) // entry.shape[0]
-        data = self._opened.reader(self._holder[name]).read(entry.begin + start * width, (stop - start) * width)
-        return data.view(dtype).reshape(stop - start, *entry.shape[1:])
+        data = self._opened.reader(self._holder[name]).read(entry.begin, entry.end - entry.begin)
+        return data.view(dtype).reshape(entry.shape)
 
     def _stored(self, name: str) -> tuple[Entry, np.dtype]:
         entry = self.entry(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -87,6 +86,7 @@ class _Part:
     cuts: tuple[CutCertainty, ...]
     digest: str
     layout: str
+    guessed: str | None
     dtypes: tuple[str, ...]
     arithmetic: str
     bound: str | None
@@ -131,7 +131,8 @@ def _score_tower(weights: TowerWeights, request: ScoreRequest, progress: Progres
         layers=tuple(_entry(scored, tower.name) for scored in found.layers),
         cuts=tuple(_cut(one, tower.name) for one in found.certainties),
         digest=query_key_digest({layer.layer: layer.digest for layer in layers}),
-        layout=tower.guessed or tower.layout.description,
+        layout=tower.layout.description,
+        guessed=tower.guessed,
         dtypes=weights.dtypes,
         arithmetic=found.arithmetic,
         bound=found.bound,
@@ -173,9 +174,9 @@ class _Layer:
         """Of the tensors as they were read last."""
         return " ".join(rows.digest for rows in self._rows) if self._rows else self._digest
 
-    def rows(self, lock: threading.Lock) -> tuple[Rows, Rows] | None:
+    def rows(self) -> tuple[Rows, Rows] | None:
         """Query and key to be read row by row."""
-        self._rows = None if self._fold else self._weights.rows(self.tensors, lock)
+        self._rows = None if self._fold else self._weights.rows(self.tensors)
         return self._rows
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
@@ -255,6 +256,7 @@ def _record(
             bound=next((part.bound for part in parts if part.bound), None),
             arithmetic=_joined(part.arithmetic for part in parts),
             layout=_joined(part.layout for part in parts),
+            guessed=_joined(part.guessed for part in parts if part.guessed) or None,
             checkpoint_dtype=_joined(dtype for part in parts for dtype in part.dtypes),
             source_digest=model.query_key_digest or _joined(part.digest for part in parts),
         ),

@@ -32,8 +32,8 @@ class StreamedLayer(Protocol):
         """Query and key weights. Called from other threads, one call at a time; again when the layer is looked at more
         closely."""
 
-    def rows(self, lock: threading.Lock) -> tuple[Rows, Rows] | None:
-        """The same to be read row by row, holding ``lock`` while reading; None where only :meth:`load` will do."""
+    def rows(self) -> tuple[Rows, Rows] | None:
+        """The same as rows that are digested on the way, called likewise; None where only :meth:`load` will do."""
 
 
 Streamed = TypeVar("Streamed", bound=StreamedLayer)

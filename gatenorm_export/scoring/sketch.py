@@ -41,7 +41,7 @@ SIGNS_PER_ROW = 16
 _SURE_DIAGONAL = 0.8
 # What float32 rounds off a projection of random signs, relative; measured below 1e-6 at d = 8192.
 _ROUNDING = 1e-5
-ROWS_AT_A_TIME = 64
+ROWS_AT_A_TIME = 32
 """Rows that are converted and projected at once: in float32 they stay in cache."""
 
 # What directions gather is [rank, width], added to for every block: fewer and larger blocks are then the cheaper ones.

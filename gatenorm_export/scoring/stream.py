@@ -135,7 +135,11 @@ def score_layers(
     @np.errstate(over="ignore", invalid="ignore", under="ignore")
     def look(one: StreamedLayer, reading: threading.Lock) -> _Found:
         start = found[one.layer].step + 1 if one.layer in found else 0
-        if steps[start].columns and not steps[start].rank and (rows := one.rows(reading)) is not None:
+        rows = None
+        if steps[start].columns and not steps[start].rank:
+            with reading:
+                rows = one.rows()
+        if rows is not None:
             guess = _sketched(one.layer, *rows, steps, start, head_dim=head_dim, seed=seed)
             for part in rows:
                 part.release()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import xxhash
@@ -21,7 +19,6 @@ from gatenorm_export.architectures import (
 )
 from gatenorm_export.architectures.layouts import SEPARATE
 from gatenorm_export.checkpoints import TensorSource, open_tensors
-from gatenorm_export.checkpoints.dtypes import NUMPY
 from gatenorm_export.checkpoints.locate import CONFIG
 from gatenorm_export.checkpoints.opening import folder_of
 from gatenorm_export.checkpoints.ranges import read_json
@@ -62,27 +59,23 @@ class TowerWeights:
         query, key = self.tower.split(layer, [tensor.values for tensor in stored])
         return LayerWeights(query, key, " ".join(tensor.digest for tensor in stored))
 
-    def rows(self, layer: LayerTensors, lock: threading.Lock) -> tuple[Rows, Rows] | None:
-        """Query and key of one layer as rows to be read once, holding ``lock``; None where the source or the layout
-        has no such rows.
+    def rows(self, layer: LayerTensors) -> tuple[Rows, Rows] | None:
+        """Query and key of one layer as rows that are digested on the way; None where the source or the layout has no
+        such rows.
 
         Raises:
-            InputError: as :meth:`load`, here and when rows are read.
+            InputError: as :meth:`load`.
         """
-        source, infos = self.source, [self.source.tensors[name] for name in layer.names]
-        if not isinstance(source, SafetensorsSource) or not source.rows_at_once or self.tower.layout != SEPARATE:
+        source = self.source
+        if not isinstance(source, SafetensorsSource) or not source.mapped or self.tower.layout != SEPARATE:
             return None
-        if any(info.dtype not in _STREAMED_DTYPES for info in infos):
+        if any(source.tensors[name].dtype not in _STREAMED_DTYPES for name in layer.names):
             return None
-        (query_rows, width), (key_rows, _) = self.tower.shapes(layer)
-        group = query_rows // key_rows
+        query, key = (source.values(name) for name in layer.names)
         # A window holds all query heads of a key head where they are summed.
-        windows = (group * self.tower.head_dim if group > 1 else ROWS_AT_A_TIME, ROWS_AT_A_TIME)
-        query, key = (
-            Rows(partial(source.read_rows, info.name), (rows, width), NUMPY[info.dtype], window=window, lock=lock)
-            for info, rows, window in zip(infos, (query_rows, key_rows), windows, strict=True)
-        )
-        return query, key
+        group = len(query) // len(key)
+        window = group * self.tower.head_dim if group > 1 else ROWS_AT_A_TIME
+        return Rows(query, window=window), Rows(key, window=ROWS_AT_A_TIME)
 
     def norm(self, layer: LayerTensors) -> np.ndarray:
         """The weight of the norm before attention, [d_model], as it is stored.
