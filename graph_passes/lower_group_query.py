@@ -138,23 +138,38 @@ def _stored(
 ) -> ir.Value:
     """The cache with the new tokens in it: as long as the past or the total, whichever is longer.
 
-    Several new tokens onto a past come in one row alone, and a prompt's rows all start from none. So new tokens are
-    appended where the longest row has them, and only a single one is then put into its place in shorter rows.
+    They are appended where the longest row has them, which lengths alone tell, and then written to where each row has
+    them. What lies behind a row's last token is zero.
     """
     before = tape.once(("before", total, length), lambda: tape.op("Sub", total, length))
     whole = tape.op("Concat", tape.slice(past, 2, 0, before), new, tape.slice(past, 2, total, 2**31 - 1), axis=2)
-    places = tape.once(
-        ("cache places", past, length, total),
-        lambda: tape.reshape(tape.positions(_cache_length(tape, past, length, total)), 1, 1, -1, 1),
-    )
     end = tape.once(("ends", start, length), lambda: tape.op("Add", start, length))
-    last = tape.once(("last", end), lambda: tape.op("Sub", end, tape.ints(1)))
-    here = tape.once(("here", places, last), lambda: tape.op("Equal", places, last))
-    there = tape.once(("there", places, end), lambda: tape.op("Less", places, end))
-    placed = tape.op("Where", here, tape.slice(new, 2, -1, 2**31 - 1), whole)
+
+    def kept() -> ir.Value:
+        places = tape.reshape(tape.positions(_cache_length(tape, past, length, total)), 1, 1, -1, 1)
+        return tape.op("Less", places, end)
+
+    placed = tape.op("ScatterND", whole, _places(tape, new, start, length), new)
+    there = tape.once(("there", past, end, total), kept)
     result = tape.op("Where", there, placed, tape.number(0.0, placed))
     result.shape = ir.Shape([None, tape.known_length(new, 1), None, tape.known_length(new, 3)])
     return result
+
+
+def _places(tape: LowerTape, new: ir.Value, start: ir.Value, length: ir.Value) -> ir.Value:
+    """Where each new token goes in [batch, heads, length, size]: indices [batch, heads, new length, 3]."""
+    heads = tape.known_length(new, 1)
+    assert heads is not None
+
+    def make() -> ir.Value:
+        batch = tape.length(tape.needed(0), 0)
+        shape = tape.op("Concat", batch, tape.ints(heads), length, tape.ints(1), axis=0)
+        rows = tape.reshape(tape.positions(batch), -1, 1, 1, 1)
+        head = tape.reshape(tape.positions(tape.ints(heads)), 1, -1, 1, 1)
+        places = tape.op("Add", start, tape.reshape(tape.positions(length), 1, 1, -1, 1))
+        return tape.op("Concat", *(tape.op("Expand", part, shape) for part in (rows, head, places)), axis=3)
+
+    return tape.once(("places of new tokens", tape.length(tape.needed(0), 0), heads, start, length), make)
 
 
 def _cache_length(tape: LowerTape, past: ir.Value, length: ir.Value, total: ir.Value) -> ir.Value:

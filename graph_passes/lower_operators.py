@@ -154,7 +154,7 @@ class LowerOperators(ir.passes.FunctionalPass):
                 continue
             if self._takes(residual.merge) is not None:
                 branch = branch_with_bias(site)
-                branch.dtype = residual.branch.dtype
+                branch.type = residual.branch.type
                 residual.merge.replace_input_with(residual.branch_index, branch)
                 residual.merge.replace_input_with(residual.bias_index, None)
 
