@@ -174,14 +174,23 @@ class _Run:
         return self.kind.graph
 
     def score(self, spec: ModelSpec) -> LayerScores:
-        from gatenorm_export.scoring import score_model
+        from gatenorm_export.scoring import ScoreRequest, score_model
+
+        drop = self._request.drop
+        request = ScoreRequest(
+            towers=(drop.tower,) if drop.tower else None,
+            cuts=(drop.drop,) if drop.drop is not None else (),
+            ratio=drop.ratio,
+            # A search looks at the order of all scores, and what is protected shifts the cut.
+            exact=self._request.guard is not None or bool(drop.protect) or drop.layers is not None,
+        )
 
         def produce() -> Iterable[Path]:
-            scores = score_model(spec, progress=self._progress)
+            scores = score_model(spec, request, progress=self._progress)
             scores.save(self._out / _SCORES)
             return [self._out / _SCORES]
 
-        self._ledger.stage("score", {"name": spec.name}, [self._source], produce)
+        self._ledger.stage("score", {"name": spec.name, **dataclasses.asdict(request)}, [self._source], produce)
         scores = LayerScores.load(self._out / _SCORES)
         self._ledger.describe(convention=scores.convention)
         return scores

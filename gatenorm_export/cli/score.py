@@ -177,6 +177,8 @@ def _shown(scores: LayerScores, asked: tuple[DropRequest, ...]) -> list[Renderab
     for tower in scores.towers:
         shown += [score_table(scores.narrowed(tower), _marks(scores, asked, tower)), scores.trends[tower].sentence]
     shown += [cut.sentence for cut in scores.cuts]
+    if scores.convention.guessed is not None:
+        shown.append(scores.convention.guessed)
     if scores.folded is not None:
         shown += [shift.sentence for shift in scores.folded.shifts]
     return shown

@@ -62,7 +62,9 @@ class Convention(Part):
     """What the intervals of sketched scores stand on."""
     arithmetic: str = "float64"
     layout: str | None = None
-    """How the checkpoint keeps its query and key weights; where that was guessed, the words say so."""
+    """How the checkpoint keeps its query and key weights."""
+    guessed: str | None = None
+    """Which tensors were taken by their names and shapes, of a family that is not known."""
     checkpoint_dtype: str | None = None
     source_digest: str | None = None
     """xxh3-128 over the query and key weights as they are stored."""
