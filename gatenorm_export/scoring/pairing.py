@@ -44,7 +44,7 @@ def in_pairs(
 ) -> Iterator[tuple[int, Result]]:
     """``work(layer, lock)`` on each layer, two at a time, results in order; work holds the lock while it reads.
 
-    ``alone`` is one at a time, for work that takes more memory than a layer does.
+    ``alone`` is one at a time, with all cores for numpy's products.
 
     Raises:
         Exception: what ``work`` raised, for the first layer that it was raised for.
@@ -54,7 +54,7 @@ def in_pairs(
     def one(streamed: Streamed) -> Result:
         return work(streamed, reading)
 
-    if alone or len(layers) < 2:
+    if alone:
         for streamed in layers:
             yield streamed.layer, one(streamed)
         return
