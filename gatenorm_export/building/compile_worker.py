@@ -199,13 +199,17 @@ def _constant_bytes(trt: Any, network: Any) -> int:
 
 
 def _peak_bytes() -> int | None:
+    """The most memory that this process had; None where the system does not tell.
+
+    getrusage will not do: what it gives counts from before this program was started, in the memory of the parent.
+    """
     try:
-        import resource
-    except ImportError:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in kilobytes, macOS in bytes.
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+    return None
 
 
 if __name__ == "__main__":

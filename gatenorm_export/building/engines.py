@@ -184,7 +184,7 @@ def _check_resources(
     shared = _shared(profiles)
     check_disk(engine.parent, weights, shared=shared)
     if not options.despite_memory:
-        check_memory(graph, weights, shared=shared, halved=halved or network.float32_bytes == 0)
+        check_memory(graph, weights, network.n_nodes, shared=shared, halved=halved or network.float32_bytes == 0)
 
 
 def _shared(profiles: tuple[Profile, ...]) -> bool:

@@ -20,6 +20,7 @@ class Network:
     network_sha256: str
     weight_bytes: int
     float32_bytes: int
+    n_nodes: int
     ancestors: tuple[str, ...] | None
     n_layers: int | None
     dropped: tuple[int, ...] | None
@@ -35,6 +36,8 @@ def read_network(graph: Path) -> Network:
     """
     record = graph_manifest(graph)
     model = load_graph(graph)
+    import onnx_ir as ir
+
     weights, wide = 0, 0
     for inner in model.graphs():
         for value in inner.initializers.values():
@@ -51,6 +54,7 @@ def read_network(graph: Path) -> Network:
         network_sha256=hashlib.sha256("\n".join(lines).encode()).hexdigest() if data else digest,
         weight_bytes=weights,
         float32_bytes=wide,
+        n_nodes=sum(1 for _ in ir.traversal.RecursiveGraphIterator(model.graph)),
         ancestors=_ancestors(record),
         n_layers=pruned.n_layers if pruned is not None else (model_spec.n_layers if model_spec is not None else None),
         dropped=pruned.dropped if pruned is not None else (() if record is not None else None),

@@ -7,19 +7,21 @@ from pathlib import Path
 
 from gatenorm_export.errors import OutputError, RefusedError
 
-# Measured with TensorRT-RTX 1.7.1 on Linux. The builder's process takes 244 MB on a graph of 33 kB of weights; with the
-# 538 MB of SmolLM2-135M (fp32, prefill and decode) it peaks at 2,665 MB, which is 4.5 bytes for each byte of weights,
-# and with a decode step of 1 at 3,590 MB. Plain products of 1.3 GB take 3.0 bytes, and so do those of half precision.
-_BASE_BYTES = 250_000_000
-_MEMORY_SHARED, _MEMORY_TWICE = 4.5, 6.3
-# The same engines: 582 MB, and 1,007 MB where the matrices are kept twice.
-_DISK_SHARED, _DISK_TWICE = 1.1, 1.9
+# Measured with TensorRT-RTX 1.7.1 on Linux. The builder's process takes 244 MB on a graph of 33 kB of weights, and
+# 4,307 MB on 80 products of 1,342 MB together: 3.0 bytes for each byte of weights. SmolLM2-135M, of 7,426 nodes, takes
+# 2,665 MB with weights of 538 MB (fp32) and 2,130 MB with 269 MB (fp16), which leaves 780 to 1,070 MB for its nodes.
+# With a decode step of 1 it takes 3,590 MB in fp32, since the matrices are there twice.
+_BASE_BYTES, _NODE_BYTES = 250_000_000, 145_000
+_MEMORY_SHARED, _MEMORY_TWICE = 3.1, 4.2
+# The engines of SmolLM2-135M: 582 MB in fp32, 296 MB in fp16, and 1,007 MB in fp32 with the matrices twice.
+_DISK_SHARED, _DISK_TWICE = 1.15, 1.9
 _PLAN_BYTES = 1_000_000
 
 
-def memory_needed(weight_bytes: int, *, shared: bool) -> int:
+def memory_needed(weight_bytes: int, n_nodes: int, *, shared: bool) -> int:
     """Bytes of memory that parsing and building take; ``shared`` says whether the profiles share the weights."""
-    return _BASE_BYTES + round(weight_bytes * (_MEMORY_SHARED if shared else _MEMORY_TWICE))
+    weights = round(weight_bytes * (_MEMORY_SHARED if shared else _MEMORY_TWICE))
+    return _BASE_BYTES + n_nodes * _NODE_BYTES + weights
 
 
 def engine_size(weight_bytes: int, *, shared: bool) -> int:
@@ -69,13 +71,13 @@ def _container() -> int | None:
 _GROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(graph: Path, weight_bytes: int, *, shared: bool, halved: bool) -> None:
+def check_memory(graph: Path, weight_bytes: int, n_nodes: int, *, shared: bool, halved: bool) -> None:
     """Refuse a build that memory most likely does not hold; ``halved``: the weights are in half precision already.
 
     Raises:
         RefusedError: it does not; the text has both figures.
     """
-    needed, free = memory_needed(weight_bytes, shared=shared), free_memory()
+    needed, free = memory_needed(weight_bytes, n_nodes, shared=shared), free_memory()
     if free is not None and free < needed:
         half = "" if halved else "build in half precision (--precision fp16), "
         raise RefusedError(
