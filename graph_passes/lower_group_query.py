@@ -145,12 +145,13 @@ def _stored(
     whole = tape.op("Concat", tape.slice(past, 2, 0, before), new, tape.slice(past, 2, total, 2**31 - 1), axis=2)
     end = tape.once(("ends", start, length), lambda: tape.op("Add", start, length))
 
+    cached = _cache_length(tape, past, length, total)
+
     def kept() -> ir.Value:
-        places = tape.reshape(tape.positions(_cache_length(tape, past, length, total)), 1, 1, -1, 1)
-        return tape.op("Less", places, end)
+        return tape.op("Less", tape.reshape(tape.positions(cached), 1, 1, -1, 1), end)
 
     placed = tape.op("ScatterND", whole, _places(tape, new, start, length), new)
-    there = tape.once(("there", past, end, total), kept)
+    there = tape.once(("there", cached, end), kept)
     result = tape.op("Where", there, placed, tape.number(0.0, placed))
     result.shape = ir.Shape([None, tape.known_length(new, 1), None, tape.known_length(new, 3)])
     return result
@@ -173,7 +174,11 @@ def _places(tape: LowerTape, new: ir.Value, start: ir.Value, length: ir.Value) -
 
 
 def _cache_length(tape: LowerTape, past: ir.Value, length: ir.Value, total: ir.Value) -> ir.Value:
-    return tape.once(("cache length", past, total), lambda: tape.op("Max", tape.length(past, 2), total))
+    """The length of the cache afterwards. Layers whose pasts have one declared length share it, and their masks."""
+    declared = past.shape[2] if past.shape is not None and past.is_graph_input() else None
+    name = declared.value if isinstance(declared, ir.SymbolicDim) else declared
+    key = past if name is None else name
+    return tape.once(("cache length", key, total), lambda: tape.op("Max", tape.length(past, 2), total))
 
 
 def _visible(tape: LowerTape, counts: ir.Value, start: ir.Value, length: ir.Value, total: ir.Value) -> ir.Value:
