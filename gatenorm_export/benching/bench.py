@@ -22,6 +22,7 @@ from gatenorm_export.records.bench import (
     BenchReport,
     BenchRow,
     Clocks,
+    Control,
     Phase,
     Probe,
     Speedup,
@@ -78,18 +79,7 @@ def run_bench(backend: Backend, pair: Pair, request: BenchRequest, *, progress: 
     measured = measure(backend, sides, points, effort, order, clocks=lambda: read_clocks(gpu=gpu), progress=progress)
     control = None
     if request.control is not None:
-        native = backend.control(request.control, pair)
-        order_too, _ = decide_order(backend, (native, pair.pruned), points, request.order)
-        found = measure(
-            backend,
-            (native, pair.pruned),
-            points,
-            effort,
-            order_too,
-            clocks=lambda: read_clocks(gpu=gpu),
-            progress=progress,
-        )
-        control = hold_against(found, native, pair.pruned)
+        control = run_control(backend, pair, request.control, points, effort, request.order, progress=progress)
     rows = bench_rows(measured, pair, probe)
     notes = [*pair.notes, *measured.notes]
     loaded = busy(before, backend.device.threads)
@@ -117,6 +107,29 @@ def run_bench(backend: Backend, pair: Pair, request: BenchRequest, *, progress: 
         verdict="",
     )
     return report.model_copy(update={"verdict": verdict(report)})
+
+
+def run_control(
+    backend: Backend,
+    pair: Pair,
+    native: Path,
+    points: Sequence[Point],
+    effort: Effort,
+    order: OrderName = "auto",
+    *,
+    progress: Progress,
+) -> Control:
+    """Time the pruned model of ``pair`` and ``native``, a model made without those layers, in turns.
+
+    Raises:
+        InputError: ``native`` is nothing that the backend runs.
+        RefusedError: the runtime failed, or no point could be measured.
+    """
+    sides = (backend.control(native, pair), pair.pruned)
+    chosen, _ = decide_order(backend, sides, points, order)
+    gpu = 0 if backend.device.driver is not None else None
+    found = measure(backend, sides, points, effort, chosen, clocks=lambda: read_clocks(gpu=gpu), progress=progress)
+    return hold_against(found, *sides)
 
 
 def bench_points(backend: Backend, pair: Pair, request: BenchRequest) -> list[Point]:

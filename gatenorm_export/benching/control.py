@@ -21,7 +21,7 @@ _COUNTED = {
 
 
 def hold_against(measured: Measured, native: Side, pruned: Side) -> Control:
-    """What was measured of (native, pruned) as a control.
+    """What was measured of (native, pruned) as a control: in structure, and in time.
 
     Raises:
         RefusedError: no point could be measured.
