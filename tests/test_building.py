@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from engine_cases import bounds_of, write_graph
+from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.native import export_native
 from gatenorm_export.building import (
@@ -19,8 +20,6 @@ from gatenorm_export.building import (
     build_engine,
     engines,
     find_flavour,
-    load_overrides,
-    make_profiles,
     resources,
 )
 from gatenorm_export.building.compiling import compile_engine
@@ -31,22 +30,6 @@ from gatenorm_export.records import EngineArtifact
 
 SHAPES = ShapeRequest(prompt=16, context=32)
 DROPPED = (1, 2)
-
-
-def write_graph(path: Path, past: object = "past", mask: object = "past + step", operator: str = "Identity") -> Path:
-    """A graph with a decoder's inputs and one node."""
-    inputs = [
-        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "step"]),
-        helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", mask]),
-        helper.make_tensor_value_info("past_key_values.0.key", TensorProto.FLOAT, ["batch", 2, past, 16]),
-    ]
-    domain = "" if operator == "Identity" else "my.own"
-    node = helper.make_node(operator, ["past_key_values.0.key"], ["present.0.key"], name="the_node", domain=domain)
-    outputs = [helper.make_tensor_value_info("present.0.key", TensorProto.FLOAT, ["batch", 2, past, 16])]
-    imports = [helper.make_opsetid("", 18), helper.make_opsetid("my.own", 1)]
-    model = helper.make_model(helper.make_graph([node], "g", inputs, outputs), opset_imports=imports, ir_version=8)
-    onnx.save(model, str(path))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -78,136 +61,6 @@ def built(exported, flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) 
         assert record.bytes == len(data) > 10_000
         assert EngineArtifact.load(folder / f"{name}.engine.json") == record
     return records
-
-
-def bounds_of(profile: Any) -> dict[str, tuple[tuple[int, ...], ...]]:
-    return {bound.input: (bound.min, bound.opt, bound.max) for bound in profile.bounds}
-
-
-def test_every_dynamic_dimension_gets_its_bounds(tmp_path: Path) -> None:
-    """Prefill takes a prompt of 8 onto up to 24 cached tokens; decode steps of up to 2 onto up to 31."""
-    prefill, decode = make_profiles(write_graph(tmp_path / "g.onnx"), ShapeRequest(batch=2, prompt=8, context=32))
-    assert [prefill.name, decode.name] == ["prefill", "decode"]
-    assert bounds_of(prefill) == {
-        "input_ids": ((1, 1), (2, 4), (2, 8)),
-        "attention_mask": ((1, 1), (2, 4), (2, 32)),
-        "past_key_values.0.key": ((1, 2, 0, 16), (2, 2, 0, 16), (2, 2, 24, 16)),
-    }
-    assert bounds_of(decode) == {
-        "input_ids": ((1, 1), (2, 1), (2, 2)),
-        "attention_mask": ((1, 2), (2, 17), (2, 33)),
-        "past_key_values.0.key": ((1, 2, 1, 16), (2, 2, 16, 16), (2, 2, 31, 16)),
-    }
-
-
-def test_a_decode_step_can_be_fixed(tmp_path: Path) -> None:
-    request = ShapeRequest(prompt=8, context=32, decode_step=1)
-    decode = bounds_of(make_profiles(write_graph(tmp_path / "g.onnx"), request)[1])
-    assert decode["input_ids"] == ((1, 1), (1, 1), (1, 1))
-    assert decode["attention_mask"] == ((1, 2), (1, 17), (1, 32))
-
-
-@pytest.mark.parametrize(("mask", "said"), [("something", "is something"), (None, "is dynamic without a name")])
-def test_a_dimension_without_a_bound_is_refused(tmp_path: Path, mask: object, said: str) -> None:
-    graph = write_graph(tmp_path / "g.onnx", mask=mask)
-    with pytest.raises(RefusedError, match=rf"dimension 1 of input attention_mask {said}.*--profile"):
-        make_profiles(graph, ShapeRequest())
-    # A profile of the user's own closes the gap.
-    given = {"min": [1, 1], "opt": [1, 4], "max": [1, 8]}
-    overrides = profile_file(tmp_path, {name: {"attention_mask": given} for name in ("prefill", "decode")})
-    profiles = make_profiles(graph, ShapeRequest(), load_overrides(overrides))
-    assert bounds_of(profiles[0])["attention_mask"] == ((1, 1), (1, 4), (1, 8))
-
-
-@pytest.mark.parametrize("bounds", [(0, 8, 32), (1, 0, 32), (1, 8, 1), (1, 64, 32), (1, 8, 32, 0), (1, 8, 32, 32)])
-def test_senseless_bounds_are_refused(bounds: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"too small|does not fit"):
-        ShapeRequest(*bounds)
-
-
-def profile_file(folder: Path, content: object) -> Path:
-    path = folder / "profiles.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def bound(least: list[int], typical: list[int], most: list[int]) -> dict[str, list[int]]:
-    return {"min": least, "opt": typical, "max": most}
-
-
-def test_given_bounds_hold_for_the_same_lengths_of_other_inputs(tmp_path: Path) -> None:
-    """A batch of up to 4 and steps of up to 5 reach the mask and the cache, which the file does not name."""
-    file = profile_file(tmp_path, {"decode": {"input_ids": bound([1, 1], [2, 1], [4, 5])}})
-    graph = write_graph(tmp_path / "g.onnx")
-    prefill, decode = make_profiles(graph, ShapeRequest(prompt=8, context=32), load_overrides(file))
-    assert bounds_of(decode) == {
-        "input_ids": ((1, 1), (2, 1), (4, 5)),
-        "attention_mask": ((1, 2), (2, 17), (4, 36)),
-        "past_key_values.0.key": ((1, 2, 1, 16), (2, 2, 16, 16), (4, 2, 31, 16)),
-    }
-    assert prefill == make_profiles(graph, ShapeRequest(prompt=8, context=32))[0]
-
-
-def test_a_further_profile_needs_bounds_for_everything(tmp_path: Path) -> None:
-    graph = write_graph(tmp_path / "g.onnx")
-    piece = {"input_ids": bound([1, 4], [1, 4], [1, 4])}
-    with pytest.raises(RefusedError, match=r"profile piece: dimension 1 of input attention_mask is past \+ step"):
-        make_profiles(graph, ShapeRequest(), load_overrides(profile_file(tmp_path, {"piece": piece})))
-    piece["past_key_values.0.key"] = bound([1, 2, 0, 16], [1, 2, 8, 16], [1, 2, 12, 16])
-    profiles = make_profiles(graph, ShapeRequest(), load_overrides(profile_file(tmp_path, {"piece": piece})))
-    assert [profile.name for profile in profiles] == ["prefill", "decode", "piece"]
-    assert bounds_of(profiles[2])["attention_mask"] == ((1, 4), (1, 12), (1, 16))
-
-
-@pytest.mark.parametrize(
-    ("inputs", "said"),
-    [
-        ({"input_idz": bound([1, 1], [1, 1], [1, 1])}, "has no input input_idz; its inputs are input_ids, attention_"),
-        ({"input_ids": bound([1], [1, 1], [1, 1])}, "min of input input_ids has 1 dimensions, and the graph's has 2"),
-        (
-            {"past_key_values.0.key": bound([1, 2, 1, 16], [1, 2, 1, 16], [1, 3, 1, 16])},
-            "max of input past_key_values.0.key is 3 in dimension 1, which the graph fixes to 2",
-        ),
-        ({"input_ids": bound([1, 4], [1, 3], [1, 8])}, "dimension 1 of input input_ids has min 4, opt 3, max 8"),
-        ({"input_ids": bound([-1, 1], [1, 1], [1, 1])}, "has min -1, opt 1, max 1"),
-        (
-            {"input_ids": bound([1, 1], [1, 1], [2, 1]), "attention_mask": bound([1, 2], [1, 17], [1, 32])},
-            "batch is one length, and inputs input_ids and attention_mask are given different bounds",
-        ),
-        (
-            {"attention_mask": bound([1, 2], [1, 17], [1, 20])},
-            "max of input attention_mask is 20 in dimension 1, which is past + step and by the other inputs 33",
-        ),
-    ],
-)
-def test_a_profile_that_the_graph_contradicts_is_refused(tmp_path: Path, inputs: Any, said: str) -> None:
-    overrides = load_overrides(profile_file(tmp_path, {"decode": inputs}))
-    with pytest.raises(RefusedError) as caught:
-        make_profiles(write_graph(tmp_path / "g.onnx"), ShapeRequest(prompt=8, context=32), overrides)
-    assert said in str(caught.value)
-    assert "profile decode" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "{",
-        "[]",
-        {},
-        {"decode": {}},
-        {"decode": {"input_ids": [1, 1]}},
-        {"decode": {"input_ids": {"min": [1, 1], "max": [1, 1]}}},
-        {"decode": {"input_ids": bound([1, 1], [1, True], [1, 1])}},  # type: ignore[list-item]
-        {"decode": {"input_ids": {"min": [1.5], "opt": [1], "max": [1]}}},
-        '{"decode": {"a": {}}, "decode": {"a": {}}}',
-    ],
-    ids=str,
-)
-def test_a_file_that_holds_no_profiles_is_refused(tmp_path: Path, content: object) -> None:
-    with pytest.raises(InputError, match=r"profiles\.json"):
-        load_overrides(profile_file(tmp_path, content))
-    with pytest.raises(InputError, match="cannot be read"):
-        load_overrides(tmp_path / "absent.json")
 
 
 def test_an_absent_flavour_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,6 +152,32 @@ def test_what_cannot_be_built_is_refused_and_leaves_nothing(flavour: Flavour, tm
             shapes=SHAPES,
             options=BuildOptions(capabilities=("8.6",)),
         )
+
+
+def test_tensorrt_itself_names_the_node_and_the_reason(flavour: Flavour, tmp_path: Path) -> None:
+    """Operators that it takes, on shapes that it does not: one is refused by the parser, one by the builder."""
+    table, wrong = (numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in _TABLES.items())
+    gather = helper.make_node("Gather", ["table", "input_ids"], ["x"])
+    product = helper.make_node("MatMul", ["x", "wrong"], ["y"], name="the_product")
+    reshape = helper.make_node("Reshape", ["x", "seven"], ["y"], name="the_reshape")
+    seven = numpy_helper.from_array(np.array([7, 64]), "seven")
+    for node, said in (
+        (product, r"TensorRT cannot take it: node the_product \(MatMul\): .*must match"),
+        (reshape, r"TensorRT cannot build an engine from it: .*the_reshape: reshaping failed"),
+    ):
+        tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "step"])
+        result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph([gather, node], "g", [tokens], [result], [table, wrong, seven])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        onnx.save(model, str(tmp_path / "g.onnx"))
+        with pytest.raises(RefusedError, match=said) as caught:
+            build_engine(tmp_path / "g.onnx", tmp_path / "out" / "e.engine", flavour=flavour, shapes=SHAPES)
+        assert "\n" not in str(caught.value)
+        assert "checkMacros" not in str(caught.value)
+        assert not list(tmp_path.glob("out/*"))
+
+
+_TABLES = {"table": (16, 64), "wrong": (5, 3)}
 
 
 def test_no_engine_takes_the_place_of_something_else(flavour: Flavour, tmp_path: Path) -> None:

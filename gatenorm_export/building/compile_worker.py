@@ -68,8 +68,8 @@ def _compile(job: BuildJob, report: Any) -> dict[str, Any]:
     try:
         serialized = _serialize(trt, builder, network, job, report)
     except PolygraphyException as error:
-        first = (str(error).strip().splitlines() or ["no reason was given"])[0]
-        raise RefusedError(f"{job.graph}: TensorRT cannot build an engine from it ({first})") from error
+        # polygraphy only says that there is no engine; the reason is in TensorRT's log, which the parent reads.
+        raise RefusedError(f"{job.graph}: TensorRT cannot build an engine from it") from error
     seconds = time.perf_counter() - start
     Path(job.engine).write_bytes(serialized)
     return facts | {"compile_seconds": seconds, "peak_bytes": _peak_bytes()}
@@ -113,7 +113,8 @@ def _first_error(parser: Any) -> str:
     error = parser.get_error(0)
     node, operator = getattr(error, "node_name", None), getattr(error, "node_operator", None)
     where = f"node {node() or '<unnamed>'} ({operator()}): " if node and operator else ""
-    return where + " ".join(error.desc().split())
+    # Without a driver, TensorRT-RTX adds a complaint about that to every error.
+    return where + " ".join(error.desc().split("[checkMacros.cpp")[0].split())
 
 
 def _check_inputs(trt: Any, network: Any, job: BuildJob) -> None:

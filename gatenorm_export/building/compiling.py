@@ -17,6 +17,8 @@ from gatenorm_export.progress import Task
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MARK = re.compile(r"^\s*(\[[^\]]*\]\s*)*\[(?:E|TRT|!)\]\s*(\[[^\]]*\]\s*)*")
 
+_LONGEST = 400
+
 
 def compile_engine(job: BuildJob, bar: Task) -> dict[str, Any]:
     """Write ``job.engine``; what was counted on the way (network layers, inputs, outputs, bytes, seconds, peak memory).
@@ -98,9 +100,11 @@ def _errors(talk: IO[bytes]) -> list[str]:
 
 
 def _reason(talk: IO[bytes], said: str) -> str:
-    """The first error, for a refusal that gives no reason of its own."""
+    """The first error in the log, for a refusal that gives no reason of its own."""
+    if "cannot build" not in said:
+        return ""
     errors = [line for line in _errors(talk) if line and "Invalid Engine" not in line]
-    return f": {errors[0][:300]}" if errors and "cannot build" in said else ""
+    return f": {errors[0][:_LONGEST]}" if errors else "; TensorRT gives no reason"
 
 
 def _death(job: BuildJob, code: int, talk: IO[bytes]) -> str:
@@ -109,5 +113,5 @@ def _death(job: BuildJob, code: int, talk: IO[bytes]) -> str:
     advice = "most likely for lack of memory; make room, or build with --precision fp16" if code == -9 else "report it"
     talk.seek(0)
     lines = talk.read().decode(errors="replace").strip().splitlines()
-    last = f" ({_COLOUR.sub('', lines[-1]).strip()[:300]})" if lines and code != -9 else ""
+    last = f" ({_COLOUR.sub('', lines[-1]).strip()[:_LONGEST]})" if lines and code != -9 else ""
     return f"{job.graph}: TensorRT's builder {how}{last}; {advice}"
