@@ -91,7 +91,7 @@ def test_an_unknown_family_is_guessed_aloud_or_named_by_the_user(checkpoint: Pat
         assert guessed["convention"]["guessed"]
     else:
         assert "mixer.kw.weight" in error
-    code, _, error = score(capfd, folder, "--q-pattern", "nothing.{layer}", "--k-pattern", "nothing.{layer}")
+    code, _, error = score(capfd, folder, "--q-pattern", "nothing.{layer}.q", "--k-pattern", "nothing.{layer}.k")
     assert code != 0
     assert "nothing" in error
 
