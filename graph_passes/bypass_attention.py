@@ -53,6 +53,10 @@ class BypassAttention(ir.passes.InPlacePass):
         for site in self._sites:
             for output, replacement in self._replacements(site.residual, model.opset_imports).items():
                 _take_over(site.residual.merge, output, replacement)
+        # Last, since the stream that a later site keeps may be what such a cast gives.
+        for site in self._sites:
+            if len(site.residual.kept) == 1:
+                self._drop_second_casts(site.residual.kept[0])
         return ir.passes.PassResult(model, modified=bool(self._sites))
 
     def _replacements(self, residual: ResidualMerge, opsets: Mapping[str, int]) -> dict[ir.Value, ir.Value]:
@@ -69,6 +73,23 @@ class BypassAttention(ir.passes.InPlacePass):
         if len(merge.outputs) > skip.sum_output:
             replaced[merge.outputs[skip.sum_output]] = total
         return replaced
+
+    def _drop_second_casts(self, kept: ir.Value) -> None:
+        """Let readers of a cast read the equal cast in front of it.
+
+        Exporters add attention to what the norm in front of it cast, and the next norm casts the sum. A model without
+        that attention has one cast there, and a cast of a cast to the same type changes nothing.
+        """
+        first = kept.producer()
+        if first is None or operator_of(first) != ("", "Cast"):
+            return
+        for second in kept.consumers():
+            if operator_of(second) != ("", "Cast") or second in self._dead:
+                continue
+            same = {name: second.attributes[name] for name in second.attributes} == dict(first.attributes)
+            if same and second.graph is first.graph and not second.outputs[0].is_graph_output():
+                second.outputs[0].replace_all_uses_with(kept)
+                _graph(second).remove(second, safe=True)
 
     def _take_norm(self, merge: ir.Node, total: ir.Value) -> ir.Value | None:
         """Let the fused norm that sums up ``total`` norm it for the merge's readers, where it has no other reader."""

@@ -104,6 +104,8 @@ def test_nothing_but_the_branch_goes(exported, tmp_path: Path) -> None:
         or "layers.2/Add" in n.name
         or "layers.2/input" in n.name
         or n.op_type == "Constant"
+        # It cast the sum; what stays of the sum is cast already.
+        or n.name == "/model/layers.2/post_attention_layernorm/Cast"
         for n in gone
     )
     assert all("layers.2" in node.name or "layers.3" in node.name for node in rewired)
