@@ -28,7 +28,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gatenorm_export.scoring.gate_norm import group_rows
 from gatenorm_export.scoring.rows import Matrix
 
 FAILURE_EXPONENT = 16.0
@@ -118,7 +117,7 @@ def sketch(
     small_key = np.empty((rows, right.columns), np.float32)
     test = rng.standard_normal((width, rank), dtype=np.float32)
     seen = np.empty((rows, rank), np.float32)
-    step = _ROWS_WITH_DIRECTIONS if rank else ROWS_AT_A_TIME
+    step = _ROWS_WITH_DIRECTIONS if rank and len(query) == rows else ROWS_AT_A_TIME
     for part, block in _blocks(key, rows, head_dim, step):
         right.project(block, small_key[part])
         if rank:
@@ -159,11 +158,21 @@ def _blocks(array: Matrix, rows: int, head_dim: int, step: int) -> Iterator[tupl
             np.copyto(target, array[start:stop], casting="unsafe")
             yield slice(start, stop), target
         return
-    for part, members in group_rows(array, rows, head_dim):
-        target = members[0].astype(np.float32)
-        for member in members[1:]:
-            np.add(target, member.astype(np.float32), out=target)
-        yield part, target
+    group, width = len(array) // rows, array.shape[1]
+    total, scratch = np.empty((head_dim, width), np.float32), np.empty((min(step, head_dim), width), np.float32)
+    for head in range(rows // head_dim):
+        # Heads one after the other, in the order in which they are stored: that order is the cheap one to read.
+        for member in range(group):
+            first = (head * group + member) * head_dim
+            for start in range(0, head_dim, step):
+                stop = min(start + step, head_dim)
+                rows_here, sum_here = array[first + start : first + stop], total[start:stop]
+                if member == 0:
+                    np.copyto(sum_here, rows_here, casting="unsafe")
+                else:
+                    np.copyto(scratch[: stop - start], rows_here, casting="unsafe")
+                    np.add(sum_here, scratch[: stop - start], out=sum_here)
+        yield slice(head * head_dim, (head + 1) * head_dim), total
 
 
 def _product(small_query: np.ndarray, small_key: np.ndarray) -> np.ndarray:

@@ -72,10 +72,7 @@ class TowerWeights:
         if any(source.tensors[name].dtype not in _STREAMED_DTYPES for name in layer.names):
             return None
         query, key = (source.values(name) for name in layer.names)
-        # A window holds all query heads of a key head where they are summed.
-        group = len(query) // len(key)
-        window = group * self.tower.head_dim if group > 1 else ROWS_AT_A_TIME
-        return Rows(query, window=window), Rows(key, window=ROWS_AT_A_TIME)
+        return Rows(query, window=ROWS_AT_A_TIME), Rows(key, window=ROWS_AT_A_TIME)
 
     def norm(self, layer: LayerTensors) -> np.ndarray:
         """The weight of the norm before attention, [d_model], as it is stored.
