@@ -450,6 +450,7 @@ def test_removed_modules_compute_what_zeroed_ones_do(name: str, layers: tuple[in
     [
         ("GPTNeoX", {}, 0),
         ("Phi", {}, 1),
+        ("Olmo2", {"pad_token_id": 1}, 1),
         ("Gemma2", {"num_key_value_heads": 2, "head_dim": 8, "attn_implementation": "eager"}, 1),
     ],
 )
