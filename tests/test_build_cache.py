@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from gatenorm_export.building import (
     default_cache,
     engines,
     find_flavour,
+    resources,
 )
 from gatenorm_export.building.job import BuildJob
-from gatenorm_export.errors import MissingPartError
+from gatenorm_export.cli.main import main
+from gatenorm_export.errors import ExitCode, MissingPartError
 from gatenorm_export.progress import Quiet
 from gatenorm_export.records import EngineArtifact
 
@@ -251,3 +254,38 @@ def test_a_real_engine_comes_from_the_cache_as_it_was(tmp_path: Path, cache: Bui
     assert second.from_cache
     assert (tmp_path / "first.engine").read_bytes() == (tmp_path / "second.engine").read_bytes()
     assert first.model_copy(update={"engine": "second.engine", "from_cache": True}) == second
+
+
+def test_the_verb_passes_everything_on(tmp_path: Path, builds, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATENORM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("gatenorm_export.building.find_flavour", lambda name: Flavour(name or "tensorrt-rtx", "1.0"))
+    graph = write_graph(tmp_path / "g.onnx")
+    file = tmp_path / "profiles.json"
+    file.write_text('{"decode": {"input_ids": {"min": [1, 1], "opt": [3, 1], "max": [5, 1]}}}')
+
+    def verb(*arguments: str) -> dict[str, Any]:
+        assert main(["build", str(graph), "-o", str(tmp_path / "out"), "--json", "-q", *arguments]) == ExitCode.OK
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert (tmp_path / "out" / "g.engine").is_file()
+        return found
+
+    def tokens(record: dict[str, Any]) -> list[Any]:
+        return [[profile["bounds"][0][kind] for kind in ("min", "opt", "max")] for profile in record["profiles"]]
+
+    shapes = ("--batch", "2", "--prompt", "8", "--context", "32")
+    first = verb(*shapes, "--decode-step", "4")
+    assert tokens(first) == [[[1, 1], [2, 4], [2, 8]], [[1, 1], [2, 1], [2, 4]]]
+    assert verb(*shapes, "--decode-step", "4")["from_cache"]
+    assert not verb(*shapes, "--decode-step", "4", "--no-cache")["from_cache"]
+    assert tokens(verb(*shapes, "--profile", str(file)))[1] == [[1, 1], [3, 1], [5, 1]]
+    assert verb("--precision", "fp16", "--no-conversion-check")["prepared"]["unmeasured"] == "not asked for"
+    assert verb("--compute-capability", "8.6, 8.9,8.6")["capabilities"] == ["8.6", "8.9"]
+    assert builds[-1].compute_capabilities == ("8.6", "8.9")
+    monkeypatch.setattr(resources, "free_memory", lambda: 0)
+    assert not verb("--no-cache", "--despite-memory")["from_cache"]
+    assert main(["build", str(graph), "-o", str(tmp_path / "out"), "--no-cache"]) == ExitCode.REFUSED
+    assert (
+        main(["build", str(graph), "-o", str(tmp_path / "out"), "--compute-capability", "sm86"]) == ExitCode.BAD_INPUT
+    )
+    assert main(["build", str(graph), "-o", str(tmp_path / "out"), "--profile", str(graph)]) == ExitCode.BAD_INPUT
+    assert len(capsys.readouterr().err.splitlines()) >= 3

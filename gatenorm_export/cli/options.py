@@ -236,7 +236,7 @@ def add_profiles(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=2,
         metavar="N",
-        help="longest step of the decode profile in tokens; 1 fixes it, which may be faster and keeps the matrices "
+        help="longest step of the decode profile in tokens; 1 fixes it, and the engine then holds the matrices "
         "twice (default: 2)",
     )
 
