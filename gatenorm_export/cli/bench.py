@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from gatenorm_export.benching.choosing import BACKENDS
 
     parser.description = (
-        "Time prefill and decode of a pruned model and its base in turns; the result is their ratio with its interval, "
+        "Time prefill and decode of a pruned model and its base in turns.\nThe result is their ratio with its interval, "
         "beside what the removed bytes and operations predict."
     )
     parser.epilog = (
