@@ -12,13 +12,18 @@ if TYPE_CHECKING:
 
 def verdict(report: BenchReport) -> str:
     """One sentence for each thing that was found."""
-    removed = f"{len(report.dropped)} of {report.n_layers} attention sublayers" if report.dropped else "some attention"
+    if report.base.path == report.pruned.path:
+        subject = "Beside itself the model:"
+    elif report.dropped:
+        subject = f"Without {len(report.dropped)} of {report.n_layers} attention sublayers"
+    else:
+        subject = "Pruned,"
     parts = []
     for found in report.speedups:
         span = f"{found.speedup:.3f} times ({found.low:.3f} to {found.high:.3f})"
         word = " (no measurable difference)" if found.low <= 1 <= found.high else ""
         parts.append(f"{found.phase} is {span} as fast{word}")
-    sentences = [f"Without {removed} {' and '.join(parts)}." if parts else "Nothing could be measured."]
+    sentences = [f"{subject} {' and '.join(parts)}." if parts else "Nothing could be measured."]
     before, after = report.base.kv_bytes_per_token, report.pruned.kv_bytes_per_token
     if before:
         sentences.append(f"The cache takes {(after or 0) / before:.2%} of its bytes.")

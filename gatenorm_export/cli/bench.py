@@ -20,8 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from gatenorm_export.benching.choosing import BACKENDS
 
     parser.description = (
-        "Time prefill and decode of a pruned model and its base in turns.\nThe result is their ratio with its interval, "
-        "beside what the removed bytes and operations predict."
+        "Time prefill and decode of a pruned model and its base in turns.\n"
+        "The result is their ratio with its interval, beside what the removed bytes and operations predict."
     )
     parser.epilog = (
         "examples:\n  gatenorm bench out/base out/pruned -o out/\n"
