@@ -21,6 +21,7 @@ from gatenorm_export.records.comparison import (
 )
 from gatenorm_export.records.correlation import Agreement, CorrelationReport, LayerMeasures
 from gatenorm_export.records.engine import EngineArtifact, Profile, ProfileBounds
+from gatenorm_export.records.engine_accuracy import EngineAccuracy, OutputAccuracy, WorstElement
 from gatenorm_export.records.evaluation import Evaluation, ModelResult, TaskMetric, TaskResult
 from gatenorm_export.records.graph import (
     ExportedGraph,
@@ -72,6 +73,7 @@ __all__ = [
     "CutCertainty",
     "DepthTrend",
     "EmbeddingQuality",
+    "EngineAccuracy",
     "EngineArtifact",
     "Evaluation",
     "ExportedGraph",
@@ -93,6 +95,7 @@ __all__ = [
     "LoweredOperator",
     "ModelResult",
     "ModelSpec",
+    "OutputAccuracy",
     "OutputDifference",
     "Part",
     "PlainCost",
@@ -129,5 +132,6 @@ __all__ = [
     "TranscriptQuality",
     "UnmatchedNode",
     "Weights",
+    "WorstElement",
     "tool_versions",
 ]
