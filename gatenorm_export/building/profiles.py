@@ -15,8 +15,8 @@ PREFILL, DECODE = "prefill", "decode"
 
 SHARED_STEP = 2
 """The longest step of the decode profile. Of a step fixed to 1, TensorRT-RTX 1.7 lays the matrices out in another way
-than for prefill and keeps both copies in the engine: 1,006.6 MB for SmolLM2-135M in fp32, where either profile alone
-takes 560 MB. With a range of 1 to 2 both profiles share one copy: 582 MB."""
+than for prefill and keeps both copies in the engine: 1,006.8 MB for SmolLM2-135M in fp32, where either profile alone
+takes 560 MB. With a range of 1 to 2 both profiles share one copy: 582.4 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
