@@ -93,6 +93,7 @@ def test_the_command_line_answers_without_heavy_packages(arguments: list[str]) -
         *(
             f"gatenorm_export.{p}"
             for p in (
+                "benching",
                 "building",
                 "calibrating",
                 "comparing",
