@@ -109,11 +109,12 @@ def _stream_in(
         producer = candidate.producer()
         quantised = producer is not None and producer.op_type in {"QuantizeLinear", "DynamicQuantizeLinear"}
         if not quantised and flow.depends(queries, candidate):
-            if flow.depends(sources, candidate) or borrows(cores, every, flow):
+            if flow.depends(sources, candidate):
                 return candidate
             # Queries added to the result before it is projected (as in MViTv2) are no stream: keys come from the same
-            # inputs but not from them. In cross-attention, a weight stands between the stream and the queries.
-            own = flow.roots([candidate]) <= flow.roots(sources)
+            # inputs but not from them. In cross-attention, and where keys are borrowed, a weight stands between the
+            # stream and the queries.
+            own = flow.roots([candidate]) <= flow.roots(sources) and not borrows(cores, every, flow)
             return candidate if not own and _projected(queries, candidate, flow) else None
     return None
 

@@ -110,6 +110,8 @@ def found_bugs(test: Any) -> Any:
         Network((Layer(), Layer(block="highway"), Layer()), cache=True),
         # Layer 1 reads the keys and values of layer 0.
         Network((Layer(), Layer(extras=flags("borrowed cache"))), cache=True),
+        # It reads them, and adds its query to the result: the query was taken for the residual.
+        Network((Layer(), Layer(extras=flags("borrowed cache", "query residual")))),
         # The lengths that all layers share are read in layer 0: from its normed input, or from its concatenated keys.
         Network((Layer(exit="gemm"), Layer(exit="gemm")), lengths="layer"),
         Network((Layer(scores=flags("mask")),) * 2, cache=True, length_source=(0, "present")),
