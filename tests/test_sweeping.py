@@ -237,7 +237,7 @@ def test_a_second_call_measures_nothing(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("gatenorm_export.sweeping.sweep.Bench", never)
+    monkeypatch.setattr("gatenorm_export.sweeping.cells.Bench", never)
     rest = ["--drops", "2,0", "--rank", "guard,cosine,gate-norm", "--repair", "bias", "--no-latency", "--json"]
     out = swept.parent / "again"
     shutil.copytree(swept, out)
@@ -377,7 +377,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(
     assert report.kv_front == ("last/none/1",)
     # The failed are tried again; the search is not made again, and what it calls ruined is measured on request.
     monkeypatch.setattr(measuring, "prune_graph", prune)
-    monkeypatch.setattr("gatenorm_export.sweeping.sweep.guard_order", None)
+    monkeypatch.setattr("gatenorm_export.sweeping.cells.guard_order", None)
     assert main([*call, "-q", "--despite-failure"]) == 0
     assert all(cell.figures is not None for cell in SweepReport.load(tmp_path / "sweep.json").cells)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from gatenorm_export.artifacts import write_text
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.executor_options import add_executor, check_executor_options, executor_of
 from gatenorm_export.cli.options import add_calibration, add_output, corpus_request
 from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.records import SweepCell, SweepReport
@@ -28,7 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         f"rankings, and what goes first:\n{listed}\n\n"
         "examples:\n  gatenorm sweep smollm2 --drops 4,8 --rank gate-norm,last,guard --repair none,linear -o sweep/\n"
-        "  gatenorm sweep out/base --rank gate-norm,random:0,random:1 --no-latency -o sweep/"
+        "  gatenorm sweep out/base --rank gate-norm,random:0,random:1 --no-latency -o sweep/\n"
+        "  gatenorm sweep smollm2 --executor ray://cluster:10001 --ray-resources cpus=8 -o sweep/"
     )
     parser.add_argument(
         "model", help="an exported graph (a .onnx file or its folder), or a checkpoint as `gatenorm score` takes it"
@@ -55,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     judged.add_argument("--no-latency", action="store_true", help="do not measure latency")
     add_calibration(parser)
+    add_executor(parser)
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -65,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from gatenorm_export.repairs import parse_repair
     from gatenorm_export.sweeping import SWEEP_NAME, SweepRequest, parse_rank, prepare, run_sweep, sweep_svg
 
+    check_executor_options(args)
     drops = parse_drops(args.drops)
     ranks = tuple(parse_rank(part) for part in _parts("--rank", args.rank))
     repairs = tuple(parse_repair(part) for part in _parts("--repair", args.repair))
@@ -91,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
         despite_failure=args.despite_failure,
         command=args.command,
     )
-    report = run_sweep(request, progress=terminal.progress)
+    with executor_of(args, args.out / "work" / "tasks", terminal.progress) as executor:
+        report = run_sweep(request, executor=executor, progress=terminal.progress)
     plot = args.out / "sweep.svg"
     write_text(plot, sweep_svg(report))
     terminal.say(f"wrote {args.out / SWEEP_NAME} and {plot}")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +15,13 @@ from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import external_tensors, load_graph
 from gatenorm_export.progress import Progress
 from gatenorm_export.pruning import prune_graph
-from gatenorm_export.records import Latency, PrunedGraph, SweepFigures
+from gatenorm_export.records import Latency, PrunedGraph
 from gatenorm_export.repairs import Repair, Repaired
 from gatenorm_export.sweeping.prepare import Subject
 
 if TYPE_CHECKING:
     from gatenorm_export.calibrating import Corpus
+    from gatenorm_export.calibrating.metering import Cost
 
 LATENCY_TOKENS = (256,)
 """One length: a sweep compares cells with each other, and `compare` measures a chosen one at several."""
@@ -36,11 +34,11 @@ class Bench:
         RefusedError: the graph cannot be cut into layers, or its logits are not finite.
     """
 
-    def __init__(self, graph: Path, work: Path, windows: np.ndarray, corpus: Corpus, progress: Progress) -> None:
+    def __init__(self, graph: Path, windows: np.ndarray, corpus: Corpus, progress: Progress) -> None:
         from gatenorm_export.calibrating import StreamModel
         from gatenorm_export.calibrating.metering import Meter
 
-        self._graph, self._work, self._corpus, self._progress = graph, work, corpus, progress
+        self._graph, self.corpus, self._progress = graph, corpus, progress
         with progress.task("cut the graph into layers"):
             self.model = StreamModel(graph)
         with progress.task("measure the unpruned model"):
@@ -49,18 +47,15 @@ class Bench:
         if not math.isfinite(self.base_ppl):
             raise RefusedError(f"{graph}: its logits are not finite on the text; it cannot be judged")
 
-    def figures(self, layers: tuple[int, ...], repair: Repair, *, latency: bool, name: str) -> SweepFigures:
-        """Fit the repair, measure quality, prune, time and delete; ``name`` is that of the folder for the pruned graph.
+    def quality(self, layers: tuple[int, ...], repair: Repair) -> tuple[Cost, Repaired | None]:
+        """Fit the repair, and measure what the removal costs with it.
 
         Raises:
             RefusedError: a layer cannot be removed or repaired in that way, or what is left has no finite perplexity.
-            InputError: ONNX Runtime cannot run the pruned graph.
-            OutputError: the pruned graph cannot be written.
         """
         from gatenorm_export.calibrating import fit_repairs
 
-        corpus, started = self._corpus, time.monotonic()
-        repaired = None
+        repaired, corpus = None, self.corpus
         if not repair.nothing:
             fitted = fit_repairs(self.model, corpus.fitted, layers, repair, progress=self._progress)
             repaired = Repaired(repair, fitted, corpus.name, corpus.sha256, int(corpus.fitted.size))
@@ -69,37 +64,26 @@ class Bench:
             cost = self._meter.cost(None)
         if not (math.isfinite(cost.ppl) and math.isfinite(cost.kl_nats)):
             raise RefusedError(f"{self._graph}: without layers {', '.join(map(str, layers))} perplexity is not finite")
-        record, timed = self._pruned(layers, repaired, latency=latency, name=name)
-        before, after = record.before.kv_bytes_per_token, record.after.kv_bytes_per_token
-        return SweepFigures(
-            ppl=cost.ppl,
-            ppl_ratio=cost.ppl / self.base_ppl,
-            kl_nats=cost.kl_nats,
-            kv_bytes_per_token=after,
-            kv_share=after / before if before else None,
-            n_parameters=record.after.n_parameters,
-            n_repair_parameters=record.repair.n_parameters if record.repair is not None else 0,
-            latency=timed,
-            seconds=time.monotonic() - started,
-        )
+        return cost, repaired
 
-    def _pruned(
-        self, layers: tuple[int, ...], repaired: Repaired | None, *, latency: bool, name: str
-    ) -> tuple[PrunedGraph, Latency | None]:
-        folder = self._work / name
+    def pruned(self, layers: tuple[int, ...], repaired: Repaired | None, folder: Path) -> tuple[PrunedGraph, Path]:
+        """The pruned graph in ``folder``, and its record.
+
+        Raises:
+            RefusedError: the graph cannot be pruned so.
+            OutputError: the pruned graph cannot be written.
+        """
         # Not model.onnx: beside a file of another name no tokenizer and configs are written, which nobody needs here.
         graph = folder / "pruned.onnx"
-        try:
-            record = prune_graph(self._graph, graph, layers=layers, repaired=repaired, progress=self._progress)
-            timed = None
-            if latency:
-                timed = measure_latency(self._graph, graph, sequences=LATENCY_TOKENS, progress=self._progress)
-            return record, timed
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            # The folder above stays where something else is in it.
-            with contextlib.suppress(OSError):
-                self._work.rmdir()
+        return prune_graph(self._graph, graph, layers=layers, repaired=repaired, progress=self._progress), graph
+
+    def latency(self, pruned: Path) -> Latency:
+        """The graph and a pruned one timed in turns.
+
+        Raises:
+            InputError: ONNX Runtime cannot run the pruned graph.
+        """
+        return measure_latency(self._graph, pruned, sequences=LATENCY_TOKENS, progress=self._progress)
 
 
 def judged_windows(text: Text, subject: Subject, limit: int, progress: Progress) -> np.ndarray:

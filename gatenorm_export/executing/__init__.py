@@ -1,0 +1,23 @@
+"""Work that many machines can do: tasks in this process or on a Ray cluster, with equal results and errors."""
+
+from gatenorm_export.executing.choosing import check_executor, open_executor, parse_resources
+from gatenorm_export.executing.local import LocalExecutor
+from gatenorm_export.executing.remembering import Remembering
+from gatenorm_export.executing.store import copy_artifact
+from gatenorm_export.executing.tasks import Call, Executor, InputFile, Outcome, Resources, Task, input_file
+
+__all__ = [
+    "Call",
+    "Executor",
+    "InputFile",
+    "LocalExecutor",
+    "Outcome",
+    "Remembering",
+    "Resources",
+    "Task",
+    "check_executor",
+    "copy_artifact",
+    "input_file",
+    "open_executor",
+    "parse_resources",
+]
