@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gatenorm_export.errors import InputError, RefusedError, needs
+from gatenorm_export.executing.ray_talk import Aside
 from gatenorm_export.executing.running import is_there
 from gatenorm_export.executing.store import ArtifactStore
 from gatenorm_export.executing.tasks import Outcome, Resources, Task
@@ -42,6 +43,12 @@ class RayExecutor:
         retries: int = RETRIES,
         progress: Progress | None = None,
     ) -> None:
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        if address == "local":
+            # A cluster for one command talks to nobody, over no network: Ray reads these as it is imported. The second
+            # has its name from where it is the default, and makes the services listen on 127.0.0.1 alone.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         with needs("ray", "the executor ray"):
             import ray
         self._ray: Any = ray
@@ -52,6 +59,8 @@ class RayExecutor:
         self._shipped: dict[str, list[Any]] = {}
         self._machines: dict[str, tuple[Machine, ...]] = {}
         self._ours = self._connect(address)
+        self._aside = Aside(self._progress)
+        self._aside.__enter__()
         self._work = ray.remote(work)
 
     def machines(self, resources: Resources | None = None) -> tuple[Machine, ...]:
@@ -97,17 +106,15 @@ class RayExecutor:
         self._shipped.clear()
         if self._ours:
             self._ray.shutdown()
+        self._aside.__exit__()
 
-    def _connect(self, address: str | None) -> bool:
+    def _connect(self, address: str) -> bool:
         """Whether the connection is ours to end."""
         if self._ray.is_initialized():
             return False
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address == "local":
-            # A cluster for one command talks to nobody: neither over the network nor to Ray's makers.
-            os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-            quiet |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            quiet |= {"include_dashboard": False}
             self._progress.say("start a Ray cluster of this machine")
         try:
             self._ray.init(address=address, **quiet)

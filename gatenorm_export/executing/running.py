@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -18,6 +19,9 @@ from gatenorm_export.executing.tasks import Call, InputFile, Quieting, Task, fun
 from gatenorm_export.progress import Progress
 from gatenorm_export.records import FileDigest
 
+_PREFIX = ".gatenorm-task-"
+_NEW_SECONDS = 60
+
 
 @dataclass(frozen=True)
 class Done:
@@ -30,10 +34,11 @@ class Done:
 
 
 class Scratch:
-    """A folder in ``parent`` that is made when it is first wanted."""
+    """A folder in ``parent`` that is made when it is first wanted, and locked while the process lives if ``held``."""
 
-    def __init__(self, parent: Path | None) -> None:
-        self._parent = parent
+    def __init__(self, parent: Path | None, *, held: bool = False) -> None:
+        self._parent, self._held = parent, held
+        self._handle: int | None = None
         self.folder: Path | None = None
 
     def __call__(self) -> Path:
@@ -46,26 +51,63 @@ class Scratch:
             try:
                 if self._parent is not None:
                     self._parent.mkdir(parents=True, exist_ok=True)
-                self.folder = Path(tempfile.mkdtemp(prefix=".task-", dir=self._parent))
+                self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._parent))
+                if self._held:
+                    self._handle = _locked(self.folder)
             except OSError as error:
                 raise OutputError(
                     f"{self._parent or tempfile.gettempdir()}: cannot be written ({error.strerror}); make room"
                 ) from error
         return self.folder
 
+    def remove(self) -> None:
+        """Remove it, and ``parent`` too where nothing else is in it."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if self._parent is not None:
+                with contextlib.suppress(OSError):
+                    self._parent.rmdir()
+        if self._handle is not None:
+            os.close(self._handle)
+
+
+def _locked(folder: Path) -> int:
+    """An open handle that keeps a lock on ``folder``.
+
+    Raises:
+        OSError: another process has one.
+    """
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def clear_left_overs(parent: Path) -> None:
+    """Remove the held scratch folders in ``parent`` of processes that died in the middle of a task."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        # What is locked is at work, and what belongs to another user cannot be opened.
+        with contextlib.suppress(OSError):
+            # One that was made just now is not locked yet.
+            if time.time() - folder.stat().st_mtime > _NEW_SECONDS:
+                handle = _locked(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(handle)
+
 
 @contextlib.contextmanager
-def scratch_folder(parent: Path | None) -> Iterator[Scratch]:
-    """A :class:`Scratch` that is gone after the block, and ``parent`` too where nothing else is in it."""
-    scratch = Scratch(parent)
+def scratch_folder(parent: Path | None, *, held: bool = False) -> Iterator[Scratch]:
+    """A :class:`Scratch` that is gone after the block."""
+    scratch = Scratch(parent, held=held)
     try:
         yield scratch
     finally:
-        if scratch.folder is not None:
-            shutil.rmtree(scratch.folder, ignore_errors=True)
-            if parent is not None:
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+        scratch.remove()
 
 
 def do(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gatenorm_export import errors
 from gatenorm_export.artifacts import sha256_of_text
 from gatenorm_export.errors import GateNormError, RefusedError
 from gatenorm_export.executing.machine import alone, sharing, this_machine
-from gatenorm_export.executing.running import Done, do, is_there, scratch_folder
+from gatenorm_export.executing.running import Done, clear_left_overs, do, is_there, scratch_folder
 from gatenorm_export.executing.store import CHUNK_BYTES, write_checked
 from gatenorm_export.executing.tasks import InputFile, Task
 from gatenorm_export.progress import Quiet
@@ -40,7 +41,8 @@ def work(sent: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]) -> dict[
         paths = _found(task, shipped)
         if isinstance(paths, list):
             return answer | {"missing": paths}
-        with scratch_folder(None) as scratch:
+        clear_left_overs(Path(tempfile.gettempdir()))
+        with scratch_folder(None, held=True) as scratch:
             done = do(task, paths, scratch, Quiet(), sharing=sharing, alone=alone)
             return answer | {"value": done.value, "seconds": done.seconds, "artifacts": _packed_artifacts(done)}
     except GateNormError as error:
