@@ -7,22 +7,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatenorm_export.errors import InputError, MissingPartError, RefusedError
-from gatenorm_export.graphs import MANIFEST_NAME, manifest_file
+from gatenorm_export.errors import MissingPartError, RefusedError
+from gatenorm_export.graphs import manifest_file
 from gatenorm_export.kinds import ModelKind, graph_tower, kind_of, no_engine_of, refuse_calibration
 from gatenorm_export.ledger import Ledger
 from gatenorm_export.planning import DropRequest, chosen_tower, make_plan
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
-    ComparisonReport,
     EngineArtifact,
     LayerScores,
     ModelSpec,
     PrunedGraph,
     PrunePlan,
-    RunManifest,
 )
 from gatenorm_export.reporting import ReportMaterial, write_report
+from gatenorm_export.run_folder import COMPARISON, GRAPHS, PLAN, SCORES, engine_file, report_material
 
 if TYPE_CHECKING:
     from gatenorm_export.building import Flavour, ShapeRequest
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from gatenorm_export.comparing.compare import ComparisonRequest
     from gatenorm_export.repairs import Repair
     from graph_passes import KVNames
-
-GRAPHS = ("base", "pruned")
-_SCORES, _PLAN, _COMPARISON = "scores.json", "plan.json", "compare.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +53,8 @@ class RunResult:
     """What the main job made, and which stages an earlier run had already done."""
 
     material: ReportMaterial
+    scores: LayerScores
+    plan: PrunePlan
     reused: tuple[str, ...]
     files: tuple[Path, ...]
 
@@ -64,7 +62,7 @@ class RunResult:
         """One JSON object for pipelines: what ``compare`` prints, with the plan, the engines and the files."""
         return self.material.comparison.to_object() | {
             "kind": "run",
-            "drop": list(self.material.plan.drop),
+            "drop": list(self.plan.drop),
             "engines": [engine.to_object() for engine in self.material.engines],
             "engines_not_built": self.material.engines_not_built,
             "reused": list(self.reused),
@@ -107,39 +105,10 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
     ledger.stage(
         "report",
         {"not_built": no_engines},
-        [ledger.sha256("compare", _COMPARISON), ledger.sha256("plan", _PLAN), ledger.sha256("score", _SCORES)],
+        [ledger.sha256("compare", COMPARISON), ledger.sha256("plan", PLAN), ledger.sha256("score", SCORES)],
         lambda: write_report(request.out, material),
     )
-    return RunResult(material, tuple(ledger.reused), ledger.paths("report"))
-
-
-def report_material(folder: Path) -> ReportMaterial:
-    """Gather a run folder's records for the report.
-
-    Raises:
-        InputError: the folder holds no finished run.
-    """
-    for name in (_SCORES, _PLAN, _COMPARISON, MANIFEST_NAME):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: holds no {name}; `gatenorm run --out {folder}` makes it")
-    manifest = RunManifest.load(folder / MANIFEST_NAME)
-    plan, comparison = PrunePlan.load(folder / _PLAN), ComparisonReport.load(folder / _COMPARISON)
-    # The name alone: a record cannot lead out of the run's folder.
-    pruned = manifest_file(folder / "pruned" / Path(comparison.pruned).name)
-    records = [_engine(folder, name).with_suffix(".engine.json") for name in GRAPHS]
-    built = "build" in manifest.stages
-    return ReportMaterial(
-        scores=LayerScores.load(folder / _SCORES).narrowed(plan.tower),
-        plan=plan,
-        comparison=comparison,
-        engines=tuple(EngineArtifact.load(path) for path in records) if built else (),
-        engines_not_built=manifest.not_run.get("build", ""),
-        repair=PrunedGraph.load(pruned).repair,
-    )
-
-
-def _engine(folder: Path, name: str) -> Path:
-    return folder / "engines" / f"{name}.engine"
+    return RunResult(material, scores.narrowed(plan.tower), plan, tuple(ledger.reused), ledger.paths("report"))
 
 
 def _flavour(asked: str) -> tuple[Flavour | None, str]:
@@ -187,16 +156,16 @@ class _Run:
 
         def produce() -> Iterable[Path]:
             scores = score_model(spec, request, progress=self._progress)
-            scores.save(self._out / _SCORES)
-            return [self._out / _SCORES]
+            scores.save(self._out / SCORES)
+            return [self._out / SCORES]
 
         self._ledger.stage("score", {"name": spec.name, **dataclasses.asdict(request)}, [self._source], produce)
-        scores = LayerScores.load(self._out / _SCORES)
+        scores = LayerScores.load(self._out / SCORES)
         self._ledger.describe(convention=scores.convention)
         return scores
 
     def plan(self, scores: LayerScores) -> PrunePlan:
-        digest, request = self._ledger.sha256("score", _SCORES), self._request
+        digest, request = self._ledger.sha256("score", SCORES), self._request
         decides: dict[str, Any] = dataclasses.asdict(request.drop)
         parents = [digest]
         if request.guard is not None:
@@ -219,11 +188,11 @@ class _Run:
                     cache=self._out / CACHE_NAME,
                     progress=self._progress,
                 )
-            plan.save(self._out / _PLAN)
-            return [self._out / _PLAN]
+            plan.save(self._out / PLAN)
+            return [self._out / PLAN]
 
         self._ledger.stage("plan", decides, parents, produce)
-        return PrunePlan.load(self._out / _PLAN)
+        return PrunePlan.load(self._out / PLAN)
 
     def export(self, spec: ModelSpec) -> None:
         folder = self._out / "base"
@@ -244,7 +213,7 @@ class _Run:
 
     def prune(self, plan: PrunePlan) -> None:
         base, folder = self._out / "base" / self._graph, self._out / "pruned"
-        plan_sha256 = self._ledger.sha256("plan", _PLAN)
+        plan_sha256 = self._ledger.sha256("plan", PLAN)
 
         def produce() -> Iterable[Path]:
             from gatenorm_export.pruning import prune_graph
@@ -279,27 +248,36 @@ class _Run:
             from gatenorm_export.building import build_engine
 
             for name in GRAPHS:
-                engine = _engine(self._out, name)
+                engine = engine_file(self._out, name)
                 graph = self._out / name / self._graph
                 build_engine(graph, engine, flavour=flavour, shapes=self._request.shapes, progress=self._progress)
                 yield from (engine, engine.with_suffix(".engine.json"))
 
         decides = {"flavour": flavour.name, "version": flavour.version, **dataclasses.asdict(self._request.shapes)}
         self._ledger.stage("build", decides, self._graphs(), produce)
-        return tuple(EngineArtifact.load(_engine(self._out, name).with_suffix(".engine.json")) for name in GRAPHS)
+        return tuple(EngineArtifact.load(engine_file(self._out, name).with_suffix(".engine.json")) for name in GRAPHS)
 
     def compare(self, engines: tuple[EngineArtifact, ...]) -> None:
         request = self._request.comparison
 
         def produce() -> Iterable[Path]:
             from gatenorm_export.comparing.compare import compare_graphs
+            from gatenorm_export.comparing.engine_pair import EnginePair
 
             base, pruned = (self._out / name / self._graph for name in GRAPHS)
-            report = compare_graphs(base, pruned, request, engines=engines, progress=self._progress)
-            report.save(self._out / _COMPARISON)
-            return [self._out / _COMPARISON]
+            whole, cut = (engine_file(self._out, name) for name in GRAPHS)
+            pair = EnginePair(whole, cut, engines[0], engines[1], asked=False) if engines else None
+            report = compare_graphs(base, pruned, request, engines=pair, progress=self._progress)
+            report.save(self._out / COMPARISON)
+            return [self._out / COMPARISON]
 
-        self._ledger.stage("compare", request.decides(), [*self._graphs(), *(e.sha256 for e in engines)], produce)
+        decides = request.decides()
+        if engines:
+            from gatenorm_export.building import find_gpu
+
+            # Engines that no GPU could run are run by the next run that has one.
+            decides |= {"gpu": str(find_gpu())}
+        self._ledger.stage("compare", decides, [*self._graphs(), *(e.sha256 for e in engines)], produce)
 
     def _graphs(self) -> list[str]:
         return [

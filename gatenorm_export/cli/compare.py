@@ -8,17 +8,34 @@ from pathlib import Path
 from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.options import add_comparison, add_output, comparison_request
 from gatenorm_export.cli.tables import comparison_tables, exit_code_of
-from gatenorm_export.graphs import graph_file
+from gatenorm_export.graphs import graph_file, graph_manifest
+from gatenorm_export.records import PrunedGraph
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = "Prove a pruning: faithfulness to the framework, quality, latency and sizes against the base."
+    parser.description = (
+        "Prove a pruning: faithfulness to the framework, quality, latency and sizes against the base, and engines "
+        "against their graphs."
+    )
     parser.epilog = "example:\n  gatenorm compare base/ pruned/ --max-ppl-ratio 1.1 --min-speedup 1.02 --json"
     parser.add_argument("base", type=Path, help="the unpruned graph: a .onnx file or its folder")
     parser.add_argument("pruned", type=Path, help="the pruned graph: a .onnx file or its folder")
     parser.add_argument("--model", help="the checkpoint both came from (default: the one the manifests name)")
-    parser.add_argument("-o", "--out", type=Path, help="a folder (compare.json in it) or a .json file")
+    parser.add_argument(
+        "--engines",
+        nargs=2,
+        type=Path,
+        metavar=("BASE", "PRUNED"),
+        help="the TensorRT engines of the two graphs: each is run against its graph, output by output, where there is "
+        "a GPU; without one their sizes and what their conversion cost are reported",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        help="a folder (compare.json, compare.md and compare.html in it) or a .json file (the others beside it)",
+    )
     add_comparison(parser)
     add_output(parser)
     parser.set_defaults(run=run)
@@ -29,16 +46,35 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal.of(args)
     from gatenorm_export.comparing.compare import compare_graphs
 
+    engines = None
+    if args.engines is not None:
+        from gatenorm_export.comparing.engine_pair import read_engine_pair
+
+        engines = read_engine_pair(*args.engines)
+    base, pruned = graph_file(args.base), graph_file(args.pruned)
     report = compare_graphs(
-        graph_file(args.base),
-        graph_file(args.pruned),
+        base,
+        pruned,
         comparison_request(args),
         model_name=args.model,
+        engines=engines,
         progress=terminal.progress,
     )
     if args.out is not None:
+        from gatenorm_export.reporting import ReportMaterial, write_comparison
+
+        record = graph_manifest(pruned, digest_data=False) or graph_manifest(base, digest_data=False)
+        material = ReportMaterial(
+            None,
+            None,
+            report,
+            engines=engines.records if engines is not None else (),
+            engines_not_built="" if engines is not None else "No engines were named; --engines compares them.",
+            repair=record.repair if isinstance(record, PrunedGraph) else None,
+            model=record.model if record is not None else None,
+        )
         path = args.out if args.out.suffix == ".json" else args.out / "compare.json"
-        report.save(path)
-        terminal.say(f"wrote {path}")
+        for written in write_comparison(path, material):
+            terminal.say(f"wrote {written}")
     terminal.result(report.to_object(), *comparison_tables(report))
     return int(exit_code_of(report))

@@ -23,8 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the report again."""
     terminal = Terminal.of(args)
-    from gatenorm_export.pipeline import report_material
     from gatenorm_export.reporting import write_report
+    from gatenorm_export.run_folder import report_material
 
     material = report_material(args.run_folder)
     paths = write_report(args.out or args.run_folder, material)

@@ -78,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
     material = result.material
     terminal.result(
         result.to_object(),
-        score_table(material.scores, dict.fromkeys(material.plan.drop, "drop")),
-        material.scores.trend.sentence,
-        plan_line(material.plan),
-        *guard_lines(material.plan),
+        score_table(result.scores, dict.fromkeys(result.plan.drop, "drop")),
+        result.scores.trend.sentence,
+        plan_line(result.plan),
+        *guard_lines(result.plan),
         *comparison_tables(material.comparison),
         f"report: {args.out / 'report.html'}",
     )

@@ -19,8 +19,8 @@ from gatenorm_export.records import (
 
 
 def exit_code_of(report: ComparisonReport) -> ExitCode:
-    """Unfaithful surgery outranks a missed threshold: its figures mean nothing."""
-    if report.faithfulness.passed is False:
+    """Unfaithful surgery or a wrong engine outranks a missed threshold: its figures mean nothing."""
+    if report.faithfulness.passed is False or any(engine.passed is False for engine in report.engine_accuracy):
         return ExitCode.UNFAITHFUL
     if not all(threshold.passed for threshold in report.thresholds):
         return ExitCode.THRESHOLD
@@ -34,6 +34,12 @@ def comparison_tables(report: ComparisonReport) -> list[RenderableType]:
         shown.append(_latency(report.latency))
     shown.append(_sizes(report.base_sizes, report.pruned_sizes))
     shown.append(f"faithfulness: {report.faithfulness.reason}")
+    shown += [f"{engine.engine} ({engine.role}): {engine.reason}" for engine in report.engine_accuracy]
+    if report.latency is not None:
+        from gatenorm_export.reporting.roofline import roofline_words
+
+        words = roofline_words(report.latency)
+        shown += [f"roofline: {words}"] if words else []
     for threshold in report.thresholds:
         state = "held" if threshold.passed else "MISSED"
         shown.append(f"{threshold.name} {threshold.limit:g}: {state}, measured {threshold.measured:.4g}")

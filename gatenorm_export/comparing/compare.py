@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.comparing.faithfulness import check_faithfulness
+from gatenorm_export.comparing.graph_pair import GraphPair, read_graph_pair
 from gatenorm_export.comparing.inputs import QualityInputs
 from gatenorm_export.comparing.latency import device_name, measure_latency
+from gatenorm_export.comparing.prediction import with_roofline
 from gatenorm_export.comparing.thresholds import Limits, check_limits, refuse_limits
 from gatenorm_export.comparing.verdict import verdict
 from gatenorm_export.errors import GateNormError, RefusedError
-from gatenorm_export.graphs import external_tensors, graph_manifest, load_graph
+from gatenorm_export.graphs import external_tensors, load_graph
 from gatenorm_export.kinds import ModelKind, kind_of, kind_of_graph
 from gatenorm_export.progress import Progress, Quiet
-from gatenorm_export.pruning import describe_graph, prune_graph
+from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import (
     ComparisonReport,
-    Convention,
-    EngineArtifact,
-    ExportedGraph,
+    EngineAccuracy,
     Faithfulness,
     GraphFacts,
     Latency,
     ModelSpec,
-    PrunedGraph,
-    RepairRecord,
     Sizes,
 )
 from gatenorm_export.repairs import repairs_of
+
+if TYPE_CHECKING:
+    from gatenorm_export.comparing.engine_pair import EnginePair
 
 REPAIR_SEQUENCES = (256,)
 """One length is enough for a repair: what it computes does not depend on how much is in the cache."""
@@ -88,54 +88,32 @@ class ComparisonRequest:
                 raise RefusedError(f"{option} is for models that take it: {' and '.join(kinds)}; leave it out here")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-    """The two graphs, known to belong together."""
-
-    base: Path
-    pruned: Path
-    base_sha256: str
-    pruned_sha256: str
-    base_facts: GraphFacts
-    pruned_facts: GraphFacts
-    n_layers: int
-    dropped: tuple[int, ...]
-    model: ModelSpec | None
-    convention: Convention
-    repair: RepairRecord | None = None
-    tower: str = ""
-    cross: tuple[int, ...] = ()
-    n_cross: int = 0
-
-    @property
-    def judged(self) -> tuple[str, tuple[int, ...], int]:
-        """The tower that was pruned, its removed layers, and how many it had."""
-        if self.cross and not self.dropped:
-            return "cross", self.cross, self.n_cross
-        return self.tower, self.dropped, self.n_layers
-
-
 def compare_graphs(
     base: Path,
     pruned: Path,
     request: ComparisonRequest,
     *,
     model_name: str | None = None,
-    engines: Iterable[EngineArtifact] = (),
+    engines: EnginePair | None = None,
     progress: Progress | None = None,
 ) -> ComparisonReport:
     """Compare a pruned graph with its base.
 
     The checkpoint that faithfulness is judged against is ``model_name``, or the one that the graphs' manifests name.
-    When neither can be had, faithfulness is reported as not run, with the reason.
+    When neither can be had, faithfulness is reported as not run, with the reason. ``engines`` are held against the
+    graphs; where there is no GPU to run them on, the report says so.
 
     Raises:
         InputError: a graph, the text or the checkpoint is damaged or missing.
-        RefusedError: the graphs are no pair: swapped, or of different parents.
+        RefusedError: the graphs are no pair: swapped, or of different parents; or the engines are not theirs.
     """
     progress = progress or Quiet()
     with progress.task("check the pair"):
-        pair = _pair(base, pruned)
+        pair = read_graph_pair(base, pruned)
+        if engines is not None:
+            from gatenorm_export.comparing.engine_pair import check_built_from
+
+            check_built_from(engines, pair)
     spec, reason = _checkpoint(pair.model, model_name, progress)
     kind = _kind(pair, spec)
     request.check(kind)
@@ -144,10 +122,13 @@ def compare_graphs(
     with runtime_failures(f"{base} or {pruned}"):
         quality = kind.kind.function("quality")(base, pruned, request.inputs, spec, progress=progress)
         latency: Latency | None = measure(base, pruned, spec, progress=progress) if request.latency else None
+        if latency is not None:
+            latency = with_roofline(base, pruned, latency, progress=progress)
     repair_latency = _repair_latency(pair, progress) if request.latency and pair.repair is not None else None
     tower, dropped, n_layers = pair.judged
     thresholds = check_limits(request.limits, quality, latency)
-    sizes = {engine.parent_sha256: engine.bytes for engine in engines}
+    accuracy = _engine_accuracy(engines, pair, progress)
+    sizes = {record.parent_sha256: record.bytes for record in engines.records} if engines is not None else {}
     return ComparisonReport(
         convention=pair.convention,
         base=str(base),
@@ -161,81 +142,26 @@ def compare_graphs(
         quality=quality,
         latency=latency,
         repair_latency=repair_latency,
+        engine_accuracy=accuracy,
         base_sizes=_sizes(base, pair.base_facts, sizes.get(pair.base_sha256)),
         pruned_sizes=_sizes(pruned, pair.pruned_facts, sizes.get(pair.pruned_sha256)),
         thresholds=thresholds,
-        verdict=verdict(faithfulness, quality, latency, thresholds, pair.base_facts, pair.pruned_facts, repair_latency),
-        passed=faithfulness.passed is not False and all(threshold.passed for threshold in thresholds),
+        verdict=verdict(
+            faithfulness,
+            quality,
+            latency,
+            thresholds,
+            pair.base_facts,
+            pair.pruned_facts,
+            repair_latency,
+            engines=accuracy,
+        ),
+        passed=faithfulness.passed is not False
+        and all(engine.passed is not False for engine in accuracy)
+        and all(threshold.passed for threshold in thresholds),
         device=device_name(),
         command=request.command,
     )
-
-
-def _pair(base: Path, pruned: Path) -> _Pair:
-    base_record, pruned_record = graph_manifest(base), graph_manifest(pruned)
-    base_sha256, pruned_sha256 = sha256_of(base), sha256_of(pruned)
-    model = (pruned_record or base_record or _NO_RECORD).model
-    if isinstance(base_record, PrunedGraph) and base_record.parent_sha256 == pruned_sha256:
-        raise RefusedError(f"{base} was pruned from {pruned}: base and pruned are swapped; name the base first")
-    if isinstance(pruned_record, PrunedGraph):
-        if pruned_record.parent_sha256 != base_sha256 and not _recovered(base_record, pruned_record):
-            raise RefusedError(
-                f"{pruned} was pruned from another graph ({pruned_record.parent_path}, sha256 "
-                f"{pruned_record.parent_sha256[:12]}) than {base} ({base_sha256[:12]}); compare it with its own parent"
-            )
-        return _Pair(
-            base,
-            pruned,
-            base_sha256,
-            pruned_sha256,
-            pruned_record.before,
-            pruned_record.after,
-            pruned_record.n_layers,
-            pruned_record.dropped,
-            model,
-            pruned_record.convention,
-            pruned_record.repair,
-            pruned_record.tower,
-            pruned_record.dropped_cross,
-            pruned_record.n_cross,
-        )
-    before, after = describe_graph(base), describe_graph(pruned)
-    if before.n_layers != after.n_layers:
-        raise RefusedError(
-            f"{base} has {before.n_layers} attention layers, {pruned} comes from a graph with {after.n_layers}; "
-            "compare a graph with what it was pruned from"
-        )
-    if not set(before.dropped) <= set(after.dropped):
-        raise RefusedError(f"{base} lacks layers that {pruned} has: base and pruned are swapped; name the base first")
-    return _Pair(
-        base,
-        pruned,
-        base_sha256,
-        pruned_sha256,
-        before.facts,
-        after.facts,
-        after.n_layers,
-        after.dropped,
-        model,
-        Convention(),
-        tower=kind_of_graph(pruned).tower,
-        cross=after.dropped_cross,
-        n_cross=after.n_cross,
-    )
-
-
-def _recovered(base: ExportedGraph | PrunedGraph | None, pruned: PrunedGraph) -> bool:
-    """Whether a fine-tuned graph came from the base's checkpoint; its own parent is not kept, and proves less."""
-    before = base.model.digest if isinstance(base, ExportedGraph) and base.model is not None else None
-    return before is not None and pruned.recovered_from == before
-
-
-@dataclasses.dataclass(frozen=True)
-class _NoRecord:
-    model: ModelSpec | None = None
-
-
-_NO_RECORD: ExportedGraph | PrunedGraph | _NoRecord = _NoRecord()
 
 
 def _checkpoint(recorded: ModelSpec | None, asked: str | None, progress: Progress) -> tuple[ModelSpec | None, str]:
@@ -261,13 +187,13 @@ def _checkpoint(recorded: ModelSpec | None, asked: str | None, progress: Progres
     return spec, ""
 
 
-def _kind(pair: _Pair, spec: ModelSpec | None) -> ModelKind:
+def _kind(pair: GraphPair, spec: ModelSpec | None) -> ModelKind:
     """What the graphs are, by their checkpoint or else by what they take and give."""
     return kind_of(spec, pair.tower) if spec is not None else kind_of_graph(pair.pruned)
 
 
 def _faithfulness(
-    pair: _Pair, spec: ModelSpec | None, reason: str, kind: ModelKind, progress: Progress
+    pair: GraphPair, spec: ModelSpec | None, reason: str, kind: ModelKind, progress: Progress
 ) -> Faithfulness:
     if spec is None:
         return Faithfulness(passed=None, reason=f"not run: {reason}", reference="none")
@@ -280,7 +206,15 @@ def _faithfulness(
     return result
 
 
-def _repair_latency(pair: _Pair, progress: Progress) -> Latency:
+def _engine_accuracy(engines: EnginePair | None, pair: GraphPair, progress: Progress) -> tuple[EngineAccuracy, ...]:
+    if engines is None:
+        return ()
+    from gatenorm_export.comparing.engine_pair import engine_accuracies
+
+    return engine_accuracies(engines, pair, progress=progress)
+
+
+def _repair_latency(pair: GraphPair, progress: Progress) -> Latency:
     """What a repair costs by the clock: the same layers removed and not repaired, against the repaired graph."""
     with TemporaryDirectory(prefix="gatenorm.") as folder:
         # Not model.onnx: beside a file of another name no tokenizer is written, which nobody needs here.

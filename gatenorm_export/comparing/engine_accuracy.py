@@ -57,12 +57,12 @@ def check_engine(
     role: Literal["unpruned", "pruned"],
     *,
     device: str,
-    make_runner: Callable[[Path, EngineArtifact], Any] = engine_runner,
+    make_runner: Callable[[Path, EngineArtifact], Any] | None = None,
     progress: Progress | None = None,
 ) -> EngineAccuracy:
     """Run an engine and the graph that it was built from; the record says whether they agree.
 
-    ``make_runner`` gives the runner that stands for the engine.
+    ``make_runner`` gives another runner than :func:`engine_runner`'s, to stand for the engine.
 
     Raises:
         InputError: ONNX Runtime cannot load the graph.
@@ -74,7 +74,7 @@ def check_engine(
         import onnxruntime
     with progress.task(f"compare {record.engine} with its graph"):
         found = compare_runner(
-            graph, make_runner(path, record), tolerance, name=record.engine, profiles=record.profiles
+            graph, (make_runner or engine_runner)(path, record), tolerance, name=record.engine, profiles=record.profiles
         )
     return accuracy_record(record, role, found, device=device, reference=f"ONNX Runtime {onnxruntime.__version__} CPU")
 

@@ -131,7 +131,7 @@ def takes(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 def visible(signature: DecodeSignature, name: str, feed: Feed, shape: tuple[int, ...]) -> np.ndarray:
     """Which elements of an output belong to positions that the mask shows; of a shape that broadcasts to ``shape``."""
-    mask = feed[MASK] != 0
+    mask: np.ndarray = feed[MASK] != 0
     everything = np.ones((1,) * len(shape), np.bool_)
     if MASK not in signature.plain:
         return everything
@@ -148,7 +148,7 @@ def visible(signature: DecodeSignature, name: str, feed: Feed, shape: tuple[int,
         return everything
     wide = [1] * len(shape)
     wide[rows], wide[places] = mask.shape
-    return mask.reshape(wide)
+    return np.asarray(mask.reshape(wide))
 
 
 def _float32(array: Any) -> np.ndarray:

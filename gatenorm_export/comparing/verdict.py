@@ -1,10 +1,12 @@
-"""The comparison in a sentence or three, for people."""
+"""The comparison in one sentence, for people."""
 
 from __future__ import annotations
 
 from gatenorm_export.records import (
     AnyQuality,
+    ClassQuality,
     EmbeddingQuality,
+    EngineAccuracy,
     Faithfulness,
     GraphFacts,
     Latency,
@@ -28,31 +30,39 @@ def verdict(
     base: GraphFacts,
     pruned: GraphFacts,
     repair_latency: Latency | None = None,
+    *,
+    engines: tuple[EngineAccuracy, ...] = (),
 ) -> str:
-    """Say what was proved, what was gained, what it cost, and what to do when that is too much."""
+    """Say in one sentence what was proved, what was gained, what it cost, and what to do when that is too much."""
     if faithfulness.passed is False:
         return "NOT FAITHFUL: the pruned graph does not compute what it should, so no other figure means anything."
-    parts = ["Faithful." if faithfulness.passed else "Faithfulness was not checked."]
+    proved = "Faithful" if faithfulness.passed else "Not checked for faithfulness"
     removed = base.n_attention - pruned.n_attention
     if removed == 0:
-        parts.append("Nothing was removed.")
+        parts = [f"{proved}: nothing was removed"]
     else:
         saved = 1 - pruned.kv_bytes_per_token / base.kv_bytes_per_token if base.kv_bytes_per_token else 0.0
         gains = [_speed(latency)] if latency is not None else []
         gains += [f"makes the KV cache {saved:.0%} smaller"] if saved else []
         gains.append(_cost(quality))
         listed = ", ".join(gains[:-1]) + (" and " if len(gains) > 1 else "") + gains[-1]
-        parts.append(f"Removing {removed} of {base.n_attention} attention sublayers {listed}.")
+        parts = [f"{proved}: removing {removed} of {base.n_attention} attention sublayers {listed}{_damage(quality)}"]
     if repair_latency is not None:
         parts.append(_repair_speed(repair_latency))
-    if isinstance(quality, Quality) and quality.ppl_ratio > _DAMAGED_PPL_RATIO:
-        parts.append("That damages the model: drop fewer layers, choose them with --guard, or repair with --repair.")
-    elif removed and not isinstance(quality, Quality) and _damaged(quality):
-        parts.append("That damages the model: drop fewer layers.")
+    if engines and all(engine.passed for engine in engines):
+        parts.append("the engines compute what their graphs do")
     missed = [threshold.name for threshold in thresholds if not threshold.passed]
     if missed:
-        parts.append(f"Limits missed: {', '.join(missed)}.")
-    return " ".join(parts)
+        parts.append(f"limits missed: {', '.join(missed)}")
+    sentence = "; ".join(parts) + "."
+    wrong = [engine.engine for engine in engines if engine.passed is False]
+    if not wrong:
+        return sentence
+    verb = "do" if len(wrong) > 1 else "does"
+    return (
+        f"WRONG ENGINE: {' and '.join(wrong)} {verb} not compute what the graph does; of the graphs alone: "
+        f"{sentence[0].lower()}{sentence[1:]}"
+    )
 
 
 def _cost(quality: AnyQuality) -> str:
@@ -66,7 +76,16 @@ def _cost(quality: AnyQuality) -> str:
     return f"leaves {quality.top1_agreement:.0%} of the first choices as they were"
 
 
-def _damaged(quality: AnyQuality) -> bool:
+def _damage(quality: AnyQuality) -> str:
+    if isinstance(quality, Quality):
+        ruined = quality.ppl_ratio > _DAMAGED_PPL_RATIO
+        advice = "drop fewer layers, choose them with --guard, or repair with --repair"
+    else:
+        ruined, advice = _damaged(quality), "drop fewer layers"
+    return f", which damages the model ({advice})" if ruined else ""
+
+
+def _damaged(quality: EmbeddingQuality | ClassQuality | TranscriptQuality) -> bool:
     if isinstance(quality, EmbeddingQuality):
         return quality.neighbour_overlap < _DAMAGED_AGREEMENT
     if isinstance(quality, TranscriptQuality):
@@ -84,5 +103,5 @@ def _speed(latency: Latency) -> str:
 
 def _repair_speed(latency: Latency) -> str:
     phase, speedup, low, high = latency.main
-    finding = "With the repair" if latency.decode_differs else "The repair costs no measurable time:"
-    return f"{finding} {phase} is {speedup:.3f} ({low:.3f} to {high:.3f}) times as fast as without it."
+    finding = "with the repair" if latency.decode_differs else "the repair costs no measurable time:"
+    return f"{finding} {phase} is {speedup:.3f} ({low:.3f} to {high:.3f}) times as fast as without it"

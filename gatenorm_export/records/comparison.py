@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Tag
 
 from gatenorm_export.records.base import Part, Record
+from gatenorm_export.records.bench import Probe, RooflineRow
+from gatenorm_export.records.engine_accuracy import EngineAccuracy
 from gatenorm_export.records.graph import GraphFacts
 
 
@@ -122,7 +124,7 @@ AnyQuality = Annotated[
 class LatencyRow(Part):
     """One measured point: base and pruned alternate in one process; ratios are pruned speed over base speed.
 
-    ``batch`` is set where it differs from row to row.
+    ``batch`` is set where it differs from row to row. ``roofline`` is what the removed work should have brought.
     """
 
     phase: Literal["prefill", "decode"]
@@ -138,12 +140,14 @@ class LatencyRow(Part):
     speedup: float
     speedup_low: float
     speedup_high: float
+    roofline: RooflineRow | None = None
 
 
 class Latency(Part):
     """Latency of prefill and decode, and the device they were measured on.
 
     A model that is no decoder has no decode: ``prefill`` is then its forward pass, and its rates are of ``unit``.
+    ``probe`` is what the device was measured to do, for the roofline; ``roofline_reason`` says why there is none.
     """
 
     backend: str
@@ -158,6 +162,8 @@ class Latency(Part):
     decode_speedup: float | None
     decode_speedup_low: float | None
     decode_speedup_high: float | None
+    probe: Probe | None = None
+    roofline_reason: str | None = None
 
     @property
     def main(self) -> tuple[str, float, float, float]:
@@ -209,6 +215,8 @@ class ComparisonReport(Record):
     latency: Latency | None
     repair_latency: Latency | None = None
     """Of a repaired graph: the same layers removed without repair stand as its ``base``."""
+    engine_accuracy: tuple[EngineAccuracy, ...] = ()
+    """Each engine against the graph that it was built from; empty where no engines were given."""
     base_sizes: Sizes
     pruned_sizes: Sizes
     thresholds: tuple[Threshold, ...]

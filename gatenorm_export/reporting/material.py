@@ -5,38 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gatenorm_export.errors import InputError
-from gatenorm_export.records import ComparisonReport, EngineArtifact, LayerScores, PrunePlan, RepairRecord
+from gatenorm_export.records import ComparisonReport, EngineArtifact, LayerScores, ModelSpec, PrunePlan, RepairRecord
 
 
 @dataclass(frozen=True)
 class ReportMaterial:
     """The records of one pruning.
 
-    ``engines`` may be empty; ``engines_not_built`` then says why.
+    ``engines`` may be empty; ``engines_not_built`` then says why. Two graphs that are compared by themselves come
+    without scores and plan; ``model`` is then the checkpoint that their manifests name.
 
     Raises:
         InputError: the records speak of different checkpoints, different layers or different graphs.
     """
 
-    scores: LayerScores
-    plan: PrunePlan
+    scores: LayerScores | None
+    plan: PrunePlan | None
     comparison: ComparisonReport
     engines: tuple[EngineArtifact, ...] = ()
     engines_not_built: str | None = None
     repair: RepairRecord | None = None
+    model: ModelSpec | None = None
 
     def __post_init__(self) -> None:
-        if self.plan.model_digest != self.scores.model.tower(self.plan.tower).query_key_digest:
-            raise InputError(
-                f"the plan was made for checkpoint {self.plan.model_name!r} ({self.plan.model_digest[:12]}), "
-                f"the scores are of {self.scores.model.name!r} ({self.scores.model.short_digest}); "
-                "plan again from these scores"
-            )
-        if set(self.plan.drop) != set(self.comparison.dropped) or self.plan.n_layers != self.comparison.n_layers:
-            raise InputError(
-                f"the plan drops layers {sorted(self.plan.drop)} of {self.plan.n_layers}, the comparison is of a graph "
-                f"without {sorted(self.comparison.dropped)} of {self.comparison.n_layers}; compare the planned graph"
-            )
+        if self.scores is not None and self.plan is not None:
+            self._check_plan(self.scores, self.plan)
         graphs = {self.comparison.base_sha256, self.comparison.pruned_sha256}
         for engine in self.engines:
             if engine.parent_sha256 not in graphs:
@@ -44,6 +37,29 @@ class ReportMaterial:
                     f"{engine.engine}: built from graph {engine.parent_sha256[:12]}, which is neither of the two that "
                     "were compared; build the engine again"
                 )
+
+    def _check_plan(self, scores: LayerScores, plan: PrunePlan) -> None:
+        if plan.model_digest != scores.model.tower(plan.tower).query_key_digest:
+            raise InputError(
+                f"the plan was made for checkpoint {plan.model_name!r} ({plan.model_digest[:12]}), "
+                f"the scores are of {scores.model.name!r} ({scores.model.short_digest}); "
+                "plan again from these scores"
+            )
+        if set(plan.drop) != set(self.comparison.dropped) or plan.n_layers != self.comparison.n_layers:
+            raise InputError(
+                f"the plan drops layers {sorted(plan.drop)} of {plan.n_layers}, the comparison is of a graph "
+                f"without {sorted(self.comparison.dropped)} of {self.comparison.n_layers}; compare the planned graph"
+            )
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The checkpoint, where it is known."""
+        return self.scores.model if self.scores is not None else self.model
+
+    @property
+    def name(self) -> str:
+        """What the model is called; of graphs that do not say, the base's path."""
+        return self.spec.name if self.spec is not None else self.comparison.base
 
     def role_of(self, engine: EngineArtifact) -> str:
         """Which of the two compared graphs an engine was built from."""

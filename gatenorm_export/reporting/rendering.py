@@ -24,14 +24,19 @@ class _Finished(str):
 def render_html(material: ReportMaterial) -> str:
     """The report as one HTML page that loads nothing: style and pictures are inside, and there is no script."""
     scores, plan = material.scores, material.plan
+    charts = {"standing": "", "lying": ""}
+    if scores is not None and plan is not None:
+        charts = {
+            "standing": standing_bars(scores, plan.drop, plan.protect, titled=False),
+            "lying": lying_bars(scores, plan.drop, plan.protect),
+        }
     return (
         _environment("html")
         .get_template("report.html.j2")
         .render(
             page=page_of(material),
             css=Markup(resources.files(__package__).joinpath("templates/report.css").read_text(encoding="utf-8")),
-            standing=Markup(standing_bars(scores, plan.drop, plan.protect, titled=False)),
-            lying=Markup(lying_bars(scores, plan.drop, plan.protect)),
+            **{name: Markup(chart) for name, chart in charts.items()},
         )
     )
 

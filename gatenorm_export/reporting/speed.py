@@ -20,7 +20,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One measured point as two bars, and its speed-up on an axis; positions in percent of the track."""
+    """One measured point as two bars, and its speed-up on an axis; positions in percent of the track.
+
+    ``goal`` is where the roofline's prediction lies, ``predicted`` says it in words; None and empty without one.
+    """
 
     label: str
     base: Bar
@@ -30,6 +33,8 @@ class SpeedRow:
     low: float | None
     middle: float | None
     high: float | None
+    goal: float | None = None
+    predicted: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,13 @@ class SpeedChart:
     one: float
     left: str
     right: str
+    predicts: bool = False
 
 
 def speed_charts(latency: Latency) -> tuple[SpeedChart, ...]:
     """Both phases on one speed-up axis, so that they can be compared; throughput bars are scaled per phase."""
     ends = [end for row in latency.rows for end in (row.speedup_low, row.speedup, row.speedup_high)]
+    ends += [row.roofline.speedup for row in latency.rows if row.roofline is not None]
     finite = [end for end in ends if math.isfinite(end)]
     left, right = min([*finite, 0.95]), max([*finite, 1.05])
     margin = 0.06 * (right - left)
@@ -69,12 +76,15 @@ def speed_charts(latency: Latency) -> tuple[SpeedChart, ...]:
                 low=position(row.speedup_low, left, right),
                 middle=position(row.speedup, left, right),
                 high=position(row.speedup_high, left, right),
+                goal=position(row.roofline.speedup, left, right) if row.roofline is not None else None,
+                predicted=f"of {times(row.roofline.speedup)} predicted" if row.roofline is not None else "",
             )
             for row in rows
         )
         one = 100 * (1 - left) / (right - left)
         name = phase.capitalize() if latency.decode_speedup is not None else "Forward pass"
-        charts.append(SpeedChart(name, latency.unit, shown, round(one, 2), times(left), times(right)))
+        predicts = any(row.goal is not None for row in shown)
+        charts.append(SpeedChart(name, latency.unit, shown, round(one, 2), times(left), times(right), predicts))
     return tuple(charts)
 
 

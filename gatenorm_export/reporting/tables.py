@@ -9,11 +9,11 @@ from typing import Literal
 
 from gatenorm_export.records import (
     ComparisonReport,
-    EngineArtifact,
+    Convention,
     Faithfulness,
     Latency,
+    LatencyRow,
     LayerScores,
-    Profile,
     Threshold,
 )
 from gatenorm_export.reporting.formatting import (
@@ -23,6 +23,7 @@ from gatenorm_export.reporting.formatting import (
     interval,
     milliseconds,
     number,
+    percent,
     size,
     times,
     verdict_word,
@@ -68,7 +69,8 @@ def scores_table(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int,
 
 
 def latency_table(latency: Latency) -> Table:
-    """Every measured point; the batch where that is what varies."""
+    """Every measured point; the batch where that is what varies, and the roofline's prediction where there is one."""
+    predicted = any(row.roofline is not None for row in latency.rows)
     rows = tuple(
         (
             row.phase if latency.decode_speedup is not None else "forward",
@@ -79,6 +81,7 @@ def latency_table(latency: Latency) -> Table:
             number(row.pruned_tokens_per_s),
             times(row.speedup),
             interval(row.speedup_low, row.speedup_high),
+            *(_prediction(row) if predicted else ()),
             count(row.repeats),
         )
         for row in latency.rows
@@ -86,9 +89,18 @@ def latency_table(latency: Latency) -> Table:
     varies = "Sequence" if all(row.batch is None for row in latency.rows) else "Batch"
     rates = f"Unpruned {latency.unit}/s", f"Pruned {latency.unit}/s"
     names = (varies, "Unpruned p50 / p90", "Pruned p50 / p90", *rates)
-    numbers = tuple(Column(name, "number") for name in (*names, "Speed-up", "Interval", "Repeats"))
+    roofline = ("Predicted", "Found of it") if predicted else ()
+    numbers = tuple(Column(name, "number") for name in (*names, "Speed-up", "Interval", *roofline, "Repeats"))
     caption = "Latency by phase and sequence length" if latency.decode_speedup is not None else "Latency"
     return Table(caption, (Column("Phase"), *numbers), rows)
+
+
+def _prediction(row: LatencyRow) -> tuple[str, str]:
+    found = row.roofline
+    if found is None:
+        return "–", "–"
+    short = "" if not found.short else ", short" if found.certain else ", perhaps short"
+    return times(found.speedup), f"{percent(found.share)}{short}"
 
 
 def sizes_table(comparison: ComparisonReport) -> Table:
@@ -140,58 +152,16 @@ def thresholds_table(thresholds: tuple[Threshold, ...]) -> Table:
     return Table("Thresholds", columns, rows)
 
 
-def engines_table(material: ReportMaterial) -> Table:
-    """Every engine that was built."""
-    rows = tuple(
-        (
-            f"{engine.engine} ({material.role_of(engine)})",
-            size(engine.bytes),
-            f"{engine.flavour} {engine.flavour_version}",
-            engine.precision,
-            count(engine.n_network_layers),
-            f"{engine.n_inputs} / {engine.n_outputs}",
-            milliseconds(1000 * engine.build_seconds),
-            engine.built_on,
-        )
-        for engine in material.engines
-    )
-    columns = (
-        Column("Engine"),
-        Column("Size", "number"),
-        Column("Built with"),
-        Column("Precision"),
-        Column("Network layers", "number"),
-        Column("Inputs / outputs", "number"),
-        Column("Build time", "number"),
-        Column("Built on"),
-    )
-    return Table("TensorRT engines", columns, rows)
-
-
-def profiles_table(engine: EngineArtifact, role: str) -> Table:
-    """The optimisation profiles of one engine; inputs with equal bounds share a row."""
-    rows = tuple(cells for profile in engine.profiles for cells in _profile_rows(profile))
-    columns = (Column("Profile"), Column("Inputs"), *(Column(name, "code") for name in ("Min", "Typical", "Max")))
-    return Table(f"Shapes the {role} engine accepts", columns, rows)
-
-
-def _profile_rows(profile: Profile) -> list[Cells]:
-    inputs: dict[Cells, list[str]] = defaultdict(list)
-    for bound in profile.bounds:
-        inputs[tuple(" × ".join(map(str, shape)) for shape in (bound.min, bound.opt, bound.max))].append(bound.input)
-    return [
-        (profile.name, names[0] if len(names) == 1 else f"{len(names)} inputs: {names[0]} to {names[-1]}", *shapes)
-        for shapes, names in inputs.items()
-    ]
-
-
 def digests_table(material: ReportMaterial) -> Table:
     """What the figures stand on, byte for byte."""
     comparison = material.comparison
-    rows: list[Cells] = [
-        ("Checkpoint", material.scores.model.path, material.scores.model.digest),
-        ("Its query and key weights (xxh3-128)", "", material.plan.model_digest),
-        ("Scores the plan was made from", "", material.plan.scores_sha256),
+    rows: list[Cells] = []
+    if material.spec is not None:
+        rows.append(("Checkpoint", material.spec.path, material.spec.digest))
+    if material.plan is not None:
+        rows.append(("Its query and key weights (xxh3-128)", "", material.plan.model_digest))
+        rows.append(("Scores the plan was made from", "", material.plan.scores_sha256))
+    rows += [
         ("Unpruned graph", comparison.base, comparison.base_sha256),
         ("Pruned graph", comparison.pruned, comparison.pruned_sha256),
         (_JUDGED_ON[comparison.quality.measure], comparison.quality.text, comparison.quality.text_sha256),
@@ -203,7 +173,8 @@ def digests_table(material: ReportMaterial) -> Table:
 def versions_table(material: ReportMaterial) -> Table:
     """Tool versions; where the records were made with different ones, every version and who used it."""
     users: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for record in (material.scores, material.plan, *material.engines, material.comparison):
+    records = (material.scores, material.plan, *material.engines, material.comparison)
+    for record in (found for found in records if found is not None):
         for tool, version in record.versions.items():
             users[tool][version].append(record.kind)
     rows: list[Cells] = []
@@ -213,7 +184,7 @@ def versions_table(material: ReportMaterial) -> Table:
     return Table("Versions", (Column("Tool"), Column("Version")), tuple(rows))
 
 
-def convention_table(scores: LayerScores) -> Table:
+def convention_table(convention: Convention) -> Table:
     """How the scores were computed where the paper leaves a choice."""
-    rows = tuple((name.replace("_", " ").capitalize(), str(value)) for name, value in scores.convention)
+    rows = tuple((name.replace("_", " ").capitalize(), str(value)) for name, value in convention)
     return Table("Convention of the scores", (Column("Choice"), Column("Made")), rows)

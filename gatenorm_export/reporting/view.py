@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from gatenorm_export.records import ComparisonReport, Faithfulness, Latency
+from gatenorm_export.records import ComparisonReport, Faithfulness, Latency, LayerScores
 from gatenorm_export.reporting.calibration import guard_table, guard_words, repair_words
-from gatenorm_export.reporting.formatting import (
-    count,
-    fixed,
-    interval,
-    layer_list,
-    number,
-    percent,
-    size,
-    times,
-)
+from gatenorm_export.reporting.cards import Card, cards_of
+from gatenorm_export.reporting.engines import AccuracyView, accuracy_views, engines_table, profiles_table
+from gatenorm_export.reporting.formatting import count, fixed, layer_list, number, percent, size
 from gatenorm_export.reporting.material import ReportMaterial
-from gatenorm_export.reporting.quality import agreement_bars, quality_card, quality_source, quality_table
+from gatenorm_export.reporting.quality import agreement_bars, quality_source, quality_table
+from gatenorm_export.reporting.roofline import roofline_words
 from gatenorm_export.reporting.speed import Bar, SpeedChart, position, speed_charts
 from gatenorm_export.reporting.tables import (
     Table,
     convention_table,
     digests_table,
-    engines_table,
     faithfulness_table,
     latency_table,
-    profiles_table,
     scores_table,
     sizes_table,
     thresholds_table,
@@ -49,9 +40,9 @@ HOW_TO_READ = (
 _DEPENDS: dict[str, str] = {
     "text": "Perplexity and agreement depend on the text. One short text says little about another language, code or a "
     "long conversation: measure on text of your own before you decide.",
-    "embeddings": "Cosines and neighbours depend on the items. Vectors that moved alike still find the same neighbours, "
-    "so the neighbours matter more than the cosine where vectors are compared with each other, and the cosine where "
-    "they meet vectors of the unpruned model: measure on items of your own before you decide.",
+    "embeddings": "Cosines and neighbours depend on the items. Vectors that moved alike still find the same "
+    "neighbours, so the neighbours matter more than the cosine where vectors are compared with each other, and the "
+    "cosine where they meet vectors of the unpruned model: measure on items of your own before you decide.",
     "classes": "Agreement depends on the items. Synthetic images, or one short text, say little about what the model "
     "will be given: measure on items of your own before you decide.",
     "transcript": "The token error rate is against the unpruned model's transcript, not against what was said, and it "
@@ -60,16 +51,6 @@ _DEPENDS: dict[str, str] = {
 """The last paragraph, by the measure of quality."""
 
 NO_LATENCY = "Latency was not measured in this comparison."
-
-
-@dataclass(frozen=True)
-class Card:
-    """A key figure."""
-
-    label: str
-    value: str
-    note: str
-    tone: Literal["plain", "good", "bad"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -83,7 +64,7 @@ class Page:
     lead: str
     cards: tuple[Card, ...]
     trend: str
-    scores: Table
+    scores: Table | None
     guard: tuple[str, ...]
     guard_steps: Table | None
     repair: str
@@ -93,6 +74,7 @@ class Page:
     speed: tuple[SpeedChart, ...]
     latency_source: str
     latency: Table | None
+    roofline: str
     kept: tuple[Bar, ...]
     sizes: Table
     faithfulness: str
@@ -101,6 +83,7 @@ class Page:
     engines: Table | None
     engines_not_built: str
     profiles: tuple[Table, ...]
+    accuracy: tuple[AccuracyView, ...]
     facts: tuple[tuple[str, str], ...]
     command: str
     versions: Table
@@ -114,19 +97,20 @@ def page_of(material: ReportMaterial) -> Page:
     """Turn the records into a report's content."""
     scores, plan, comparison = material.scores, material.plan, material.comparison
     latency, steps = comparison.latency, comparison.faithfulness.steps
-    n_drop = len(set(plan.drop))
+    n_drop = len(set(comparison.dropped))
+    guard = plan.guard if plan is not None else None
     noun = "attention sublayer" if n_drop == 1 else "attention sublayers"
     return Page(
-        model=scores.model.name,
-        title=f"{scores.model.name} without {n_drop} {noun}" if n_drop else f"{scores.model.name}, unpruned",
+        model=material.name,
+        title=f"{material.name} without {n_drop} {noun}" if n_drop else f"{material.name}, unpruned",
         verdict=comparison.verdict,
         passed=comparison.passed,
         lead=_lead(material),
-        cards=_cards(comparison),
-        trend=f"{scores.trend.sentence} Rank correlation of score and depth: {fixed(scores.trend.spearman_rho, 2)}.",
-        scores=scores_table(scores, plan.drop, plan.protect),
-        guard=guard_words(plan.guard) if plan.guard is not None else (),
-        guard_steps=guard_table(plan.guard) if plan.guard is not None and plan.guard.steps else None,
+        cards=cards_of(comparison),
+        trend=_trend(scores) if scores is not None else "",
+        scores=scores_table(scores, plan.drop, plan.protect) if scores is not None and plan is not None else None,
+        guard=guard_words(guard) if guard is not None else (),
+        guard_steps=guard_table(guard) if guard is not None and guard.steps else None,
         repair=repair_words(material.repair, comparison.repair_latency) if material.repair is not None else "",
         agreement=agreement_bars(comparison.quality),
         quality_source=quality_source(comparison.quality),
@@ -134,6 +118,7 @@ def page_of(material: ReportMaterial) -> Page:
         speed=speed_charts(latency) if latency else (),
         latency_source=_latency_source(latency) if latency else NO_LATENCY,
         latency=latency_table(latency) if latency else None,
+        roofline=roofline_words(latency) if latency else "",
         kept=_kept(comparison),
         sizes=sizes_table(comparison),
         faithfulness=_faithfulness(comparison.faithfulness),
@@ -142,68 +127,36 @@ def page_of(material: ReportMaterial) -> Page:
         engines=engines_table(material) if material.engines else None,
         engines_not_built=material.engines_not_built or ("" if material.engines else "No engine was asked for."),
         profiles=tuple(profiles_table(engine, material.role_of(engine)) for engine in material.engines),
+        accuracy=accuracy_views(material),
         facts=_facts(material),
         command=comparison.command,
         versions=versions_table(material),
         digests=digests_table(material),
-        convention=convention_table(scores),
-        how_to_read=(*HOW_TO_READ, _DEPENDS[comparison.quality.measure]),
+        convention=convention_table(scores.convention if scores is not None else comparison.convention),
+        how_to_read=(*(HOW_TO_READ if scores is not None else HOW_TO_READ[::2]), _DEPENDS[comparison.quality.measure]),
         made_by=f"gatenorm {comparison.versions.get('gatenorm', '(version unknown)')}",
     )
 
 
+def _trend(scores: LayerScores) -> str:
+    return f"{scores.trend.sentence} Rank correlation of score and depth: {fixed(scores.trend.spearman_rho, 2)}."
+
+
 def _lead(material: ReportMaterial) -> str:
-    dropped = sorted(set(material.plan.drop))
+    comparison, plan = material.comparison, material.plan
+    dropped = sorted(set(comparison.dropped))
     if not dropped:
-        return "The plan is empty: no attention sublayer was removed."
+        return "No attention sublayer was removed." if plan is None else _EMPTY_PLAN
     noun = "layer" if len(dropped) == 1 else "layers"
+    chosen = f", chosen by the policy “{plan.policy}”" if plan is not None else ""
+    verb = "was" if len(dropped) == 1 else "were"
     return (
-        f"{len(dropped)} of {material.plan.n_layers} attention sublayers were removed, in {noun} "
-        f"{layer_list(dropped)}, chosen by the policy “{material.plan.policy}”."
+        f"{len(dropped)} of {comparison.n_layers} attention sublayers {verb} removed, in {noun} {layer_list(dropped)}"
+        f"{chosen}."
     )
 
 
-def _cards(comparison: ComparisonReport) -> tuple[Card, ...]:
-    before, after = comparison.base_sizes.facts, comparison.pruned_sizes.facts
-    label, value, note = quality_card(comparison.quality)
-    decoder = comparison.quality.measure == "text"
-    speeds = ("decode", "prefill") if decoder else ("prefill",)
-    cache = f"{size(before.kv_bytes_per_token)} → {size(after.kv_bytes_per_token)} per token"
-    kept = Card(
-        "KV cache kept" if before.kv_bytes_per_token else "Attention kept",
-        f"{after.n_attention}/{before.n_attention}",
-        cache if before.kv_bytes_per_token else "sublayers",
-    )
-    return (
-        *(_speed_card(comparison.latency, phase, decoder=decoder) for phase in speeds),
-        kept,
-        Card(label, value, note),
-        _faithful_card(comparison.faithfulness),
-    )
-
-
-def _speed_card(latency: Latency | None, phase: str, *, decoder: bool) -> Card:
-    label = f"{phase.capitalize()} speed-up" if decoder else "Speed-up"
-    rows = [row for row in latency.rows if row.phase == phase] if latency else []
-    if latency is None or not rows:
-        return Card(label, "–", "not measured")
-    if phase == "prefill" and decoder:
-        value = latency.prefill_speedup
-        bounds = interval(min(row.speedup_low for row in rows), max(row.speedup_high for row in rows))
-    else:
-        _, value, low, high = latency.main
-        bounds = interval(low, high)
-    varied = "sequence length" if rows[0].batch is None else "batch size"
-    return Card(label, times(value), f"{bounds} over {len(rows)} {varied}{'' if len(rows) == 1 else 's'}")
-
-
-def _faithful_card(faithfulness: Faithfulness) -> Card:
-    if faithfulness.passed is None:
-        return Card("Faithful", "not run", "see below for the reason")
-    note = "no error recorded"
-    if faithfulness.max_abs_error is not None and faithfulness.tolerance is not None:
-        note = f"worst error {number(faithfulness.max_abs_error)}, tolerance {number(faithfulness.tolerance)}"
-    return Card("Faithful", *(("yes", note, "good") if faithfulness.passed else ("no", note, "bad")))
+_EMPTY_PLAN = "The plan is empty: no attention sublayer was removed."
 
 
 def _faithfulness(faithfulness: Faithfulness) -> str:
@@ -226,16 +179,16 @@ def _faithfulness(faithfulness: Faithfulness) -> str:
 def _kept(comparison: ComparisonReport) -> tuple[Bar, ...]:
     base, pruned = comparison.base_sizes, comparison.pruned_sizes
     pairs = [
-        ("KV cache", base.facts.kv_bytes_per_token, pruned.facts.kv_bytes_per_token),
-        ("Graph nodes", base.facts.n_nodes, pruned.facts.n_nodes),
-        ("Weights", base.facts.weight_bytes, pruned.facts.weight_bytes),
-        ("ONNX files", base.onnx_bytes, pruned.onnx_bytes),
+        ("KV cache per token", size, base.facts.kv_bytes_per_token, pruned.facts.kv_bytes_per_token),
+        ("Graph nodes", count, base.facts.n_nodes, pruned.facts.n_nodes),
+        ("Weights", size, base.facts.weight_bytes, pruned.facts.weight_bytes),
+        ("ONNX files", size, base.onnx_bytes, pruned.onnx_bytes),
     ]
     if base.engine_bytes is not None and pruned.engine_bytes is not None:
-        pairs.append(("Engine", base.engine_bytes, pruned.engine_bytes))
+        pairs.append(("Engine", size, base.engine_bytes, pruned.engine_bytes))
     return tuple(
-        Bar(label, position(after / before, 0, 1), f"{percent(after / before)} kept")
-        for label, before, after in pairs
+        Bar(label, position(after / before, 0, 1), f"{show(after)} of {show(before)}, {percent(after / before)}")
+        for label, show, before, after in pairs
         if before
     )
 
@@ -246,21 +199,25 @@ def _latency_source(latency: Latency) -> str:
 
 
 def _facts(material: ReportMaterial) -> tuple[tuple[str, str], ...]:
-    model, comparison = material.scores.model, material.comparison
-    tower = model.tower(material.plan.tower)
-    total = sum(file.bytes for file in model.files)
-    files = "1 file" if len(model.files) == 1 else f"{len(model.files)} files"
-    return (
-        ("Model", model.name),
-        ("Architecture", model.architecture),
-        (
-            "Shape",
-            f"{tower.n_layers} layers, width {count(tower.d_model)}, {tower.n_heads} query heads and "
-            f"{tower.n_kv_heads} key heads of {tower.head_dim}",
-        ),
-        ("Checkpoint", f"{model.source}, {files}, {size(total)}"),
-        ("Policy", material.plan.policy),
-        ("Removed", layer_list(sorted(set(material.plan.drop)))),
-        ("Protected", layer_list(sorted(set(material.plan.protect)))),
-        ("Device", comparison.device),
-    )
+    model, plan, comparison = material.spec, material.plan, material.comparison
+    facts: list[tuple[str, str]] = []
+    if model is not None:
+        tower = model.tower(comparison.tower)
+        total = sum(file.bytes for file in model.files)
+        files = "1 file" if len(model.files) == 1 else f"{len(model.files)} files"
+        facts += [
+            ("Model", model.name),
+            ("Architecture", model.architecture),
+            (
+                "Shape",
+                f"{tower.n_layers} layers, width {count(tower.d_model)}, {tower.n_heads} query heads and "
+                f"{tower.n_kv_heads} key heads of {tower.head_dim}",
+            ),
+            ("Checkpoint", f"{model.source}, {files}, {size(total)}"),
+        ]
+    if plan is not None:
+        facts.append(("Policy", plan.policy))
+    facts.append(("Removed", layer_list(sorted(set(comparison.dropped)))))
+    if plan is not None:
+        facts.append(("Protected", layer_list(sorted(set(plan.protect)))))
+    return (*facts, ("Device", comparison.device))

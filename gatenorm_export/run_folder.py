@@ -1,0 +1,43 @@
+"""The files of a run folder by name, and its report from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gatenorm_export.errors import InputError
+from gatenorm_export.graphs import MANIFEST_NAME, manifest_file
+from gatenorm_export.records import ComparisonReport, EngineArtifact, LayerScores, PrunedGraph, PrunePlan, RunManifest
+from gatenorm_export.reporting import ReportMaterial
+
+GRAPHS = ("base", "pruned")
+SCORES, PLAN, COMPARISON = "scores.json", "plan.json", "compare.json"
+
+
+def report_material(folder: Path) -> ReportMaterial:
+    """Gather a run folder's records for the report.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+    for name in (SCORES, PLAN, COMPARISON, MANIFEST_NAME):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: holds no {name}; `gatenorm run --out {folder}` makes it")
+    manifest = RunManifest.load(folder / MANIFEST_NAME)
+    plan, comparison = PrunePlan.load(folder / PLAN), ComparisonReport.load(folder / COMPARISON)
+    # The name alone: a record cannot lead out of the run's folder.
+    pruned = manifest_file(folder / "pruned" / Path(comparison.pruned).name)
+    records = [engine_file(folder, name).with_suffix(".engine.json") for name in GRAPHS]
+    built = "build" in manifest.stages
+    return ReportMaterial(
+        scores=LayerScores.load(folder / SCORES).narrowed(plan.tower),
+        plan=plan,
+        comparison=comparison,
+        engines=tuple(EngineArtifact.load(path) for path in records) if built else (),
+        engines_not_built=manifest.not_run.get("build", ""),
+        repair=PrunedGraph.load(pruned).repair,
+    )
+
+
+def engine_file(folder: Path, name: str) -> Path:
+    """Where a graph's engine lies."""
+    return folder / "engines" / f"{name}.engine"

@@ -1,0 +1,181 @@
+"""`gatenorm compare --engines`: engines beside their graphs, with a GPU that is played by ONNX Runtime and without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from engine_stand_ins import StandIn
+from test_comparing import WORDS
+
+from gatenorm_export.building import BuildOptions, Flavour, Gpu, ShapeRequest, build_engine, find_flavour
+from gatenorm_export.cli.main import main
+from gatenorm_export.comparing import engine_accuracy, engine_pair
+from gatenorm_export.errors import ExitCode, MissingPartError, RefusedError
+from gatenorm_export.pruning import prune_graph
+from gatenorm_export.records import ComparisonReport
+
+SHAPES = ShapeRequest(prompt=16, context=40)
+
+
+@pytest.fixture(scope="module")
+def folder(exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two graphs, their engines (the base's in fp32, both again in fp16), and the engine of another pruned graph."""
+    try:
+        flavour: Flavour = find_flavour("tensorrt-rtx")
+    except MissingPartError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("engines")
+    _, graph, _ = exported("llama-gqa")
+    (folder / "base.txt").write_text(str(graph))
+    for name, layers in (("pruned", (1, 2)), ("other", (0, 3))):
+        prune_graph(graph, folder / f"{name}.onnx", layers=layers)
+    for name, path in (("base", graph), *((name, folder / f"{name}.onnx") for name in ("pruned", "other"))):
+        build_engine(path, folder / f"{name}.engine", flavour=flavour, shapes=SHAPES)
+    half = BuildOptions(precision="fp16")
+    for name, path in (("base", graph), ("pruned", folder / "pruned.onnx")):
+        build_engine(path, folder / f"{name}-half.engine", flavour=flavour, shapes=SHAPES, options=half)
+    (folder / "text.txt").write_text(WORDS.content)
+    return folder
+
+
+def compare(folder: Path, base: str, pruned: str, *more: object) -> int:
+    graph = (folder / "base.txt").read_text()
+    arguments = [
+        "compare",
+        graph,
+        folder / "pruned.onnx",
+        "--text",
+        folder / "text.txt",
+        "--max-text-tokens",
+        100,
+        "-q",
+    ]
+    engines = ["--engines", folder / f"{base}.engine", folder / f"{pruned}.engine"]
+    return main([str(argument) for argument in [*arguments, "--no-latency", *engines, *more]])
+
+
+def test_without_a_gpu_the_report_says_so_and_still_has_sizes_and_conversion(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine_pair, "find_gpu", lambda: None)
+    assert compare(folder, "base-half", "pruned-half", "-o", tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.html", "compare.json", "compare.md"]
+    report = ComparisonReport.load(tmp_path / "compare.json")
+    assert [entry.role for entry in report.engine_accuracy] == ["unpruned", "pruned"]
+    for entry in report.engine_accuracy:
+        assert entry.passed is None
+        assert entry.reason.startswith("not run: no GPU")
+        assert entry.conversion is not None
+    assert report.passed
+    assert report.base_sizes.engine_bytes == (folder / "base-half.engine").stat().st_size
+    page, markdown = (tmp_path / "compare.html").read_text(), (tmp_path / "compare.md").read_text()
+    for text in (page, markdown):
+        assert "Not run: no GPU" in text
+        assert "Accuracy of the pruned engine" in text
+        assert "Conversion error of the pruned engine" in text
+        assert "base-half.engine" in text
+    # Without scores and a plan there is no chart of them.
+    assert "Gate-Norm score" not in page
+    assert "Policy" not in page
+    assert "Scores" not in markdown
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """A GPU to every check; what runs on it is ONNX Runtime on the graph that the engine was built from."""
+    found = Gpu("Stand-in", "8.6")
+    monkeypatch.setattr(engine_pair, "find_gpu", lambda: found)
+    monkeypatch.setattr(engine_pair, "check_runnable", lambda path, record: None)
+    monkeypatch.setattr(engine_accuracy, "engine_runner", lambda path, record: StandIn(Path(record.parent_path)))
+    return found
+
+
+def test_right_engines_pass_output_by_output(
+    folder: Path, tmp_path: Path, gpu: Gpu, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(folder, "base", "pruned", "--json", "-o", tmp_path / "proof.json") == 0
+    result = json.loads(capfd.readouterr().out)
+    base, pruned = result["engine_accuracy"]
+    assert base["passed"] is pruned["passed"] is True
+    assert (len(base["outputs"]), len(pruned["outputs"])) == (1 + 8, 1 + 4)
+    assert base["device"] == "Stand-in (compute capability 8.6)"
+    assert "the engines compute what their graphs do" in result["verdict"]
+    assert result["verdict"].count(". ") == 0, "one sentence"
+    assert (tmp_path / "proof.html").is_file()
+    assert (tmp_path / "proof.md").is_file()
+
+
+def test_a_wrong_engine_fails_the_comparison_and_is_named(
+    folder: Path, tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(path: Path, record: object) -> StandIn:
+        def change(outputs, call: int) -> None:
+            if path.name == "pruned.engine" and call == 1:
+                outputs["present.1.key"][0, 0, -1, 3] += 1.0
+
+        return StandIn(Path(record.parent_path), change)
+
+    monkeypatch.setattr(engine_accuracy, "engine_runner", spoiled)
+    assert compare(folder, "base", "pruned", "-o", tmp_path) == ExitCode.UNFAITHFUL
+    report = ComparisonReport.load(tmp_path / "compare.json")
+    assert not report.passed
+    assert [entry.passed for entry in report.engine_accuracy] == [True, False]
+    assert report.verdict.startswith("WRONG ENGINE: pruned.engine does not compute")
+    worst = report.engine_accuracy[1].worst
+    assert worst is not None
+    assert worst.output == "present.1.key"
+    assert worst.worst.index[3] == 3
+    page = (tmp_path / "compare.html").read_text()
+    assert "✗" in page
+    assert "present.1.key" in page
+
+
+@pytest.mark.parametrize(
+    ("base", "pruned", "says"),
+    [
+        ("pruned", "base", "are swapped"),
+        ("base", "other", "was built from graph"),
+        ("base", "base", "built from the same graph"),
+        ("base", "pruned-half", "differ in precision"),
+    ],
+)
+def test_engines_that_are_not_the_graphs_own_are_refused(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], base: str, pruned: str, says: str
+) -> None:
+    assert compare(folder, base, pruned, "-o", tmp_path / "out") == ExitCode.REFUSED
+    said = capfd.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_engine_is_bad_input(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pruned.engine.json").write_bytes((folder / "pruned.engine.json").read_bytes())
+    (tmp_path / "pruned.engine").write_bytes((folder / "pruned.engine").read_bytes()[:-5])
+    arguments = [(folder / "base.txt").read_text(), folder / "pruned.onnx", "--no-latency", "-q"]
+    engines = ["--engines", folder / "base.engine", tmp_path / "pruned.engine"]
+    code = main(["compare", *map(str, [*arguments, *engines])])
+    assert code == ExitCode.BAD_INPUT
+    assert "is cut off" in capfd.readouterr().err
+
+
+def test_an_engine_for_another_gpu_is_refused_when_named_and_left_out_when_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gatenorm_export.comparing.graph_pair import read_graph_pair
+
+    def refuse(path: Path, record: object) -> None:
+        raise RefusedError(f"{path}: was built for A, and this machine has B; build it again")
+
+    monkeypatch.setattr(engine_pair, "find_gpu", lambda: Gpu("B", "7.0"))
+    monkeypatch.setattr(engine_pair, "check_runnable", refuse)
+    engines = engine_pair.read_engine_pair(folder / "base.engine", folder / "pruned.engine")
+    graphs = read_graph_pair(Path((folder / "base.txt").read_text()), folder / "pruned.onnx")
+    with pytest.raises(RefusedError, match="built for A"):
+        engine_pair.engine_accuracies(engines, graphs)
+    along = engine_pair.EnginePair(engines.base, engines.pruned, *engines.records, asked=False)
+    found = engine_pair.engine_accuracies(along, graphs)
+    assert [entry.passed for entry in found] == [None, None]
+    assert "built for A, and this machine has B" in found[0].reason
