@@ -8,7 +8,9 @@ from typing import Any
 from gatenorm_export.records import (
     ComparisonReport,
     Convention,
+    ConversionCheck,
     DepthTrend,
+    EngineAccuracy,
     EngineArtifact,
     Faithfulness,
     FileDigest,
@@ -18,6 +20,8 @@ from gatenorm_export.records import (
     LayerScore,
     LayerScores,
     ModelSpec,
+    OutputAccuracy,
+    OutputDifference,
     Profile,
     ProfileBounds,
     PrunePlan,
@@ -26,7 +30,9 @@ from gatenorm_export.records import (
     StepError,
     Threshold,
     TowerSpec,
+    WorstElement,
 )
+from gatenorm_export.records.bench import Probe, RooflineRow
 from gatenorm_export.reporting import ReportMaterial
 
 VERSIONS = {"gatenorm": "0.1.0", "numpy": "2.3.0", "onnx": "1.19.1", "onnxruntime": "1.32.0", "polygraphy": "0.53.6"}
@@ -60,6 +66,65 @@ def some_scores(values: Sequence[float] = SMOLLM2, name: str = "SmolLM2-135M-Ins
         layers=tuple(LayerScore(layer=layer, score=score) for layer, score in enumerate(values)),
         trends={"": DepthTrend(spearman_rho=-0.714, falls_with_depth=True, sentence=SENTENCE)},
     )
+
+
+def with_predictions(latency: Latency, *, short: bool = False) -> Latency:
+    """The same with a roofline; ``short`` leaves a tenth of it on the table in the first row and maybe in the last."""
+    rows = []
+    for place, row in enumerate(latency.rows):
+        beyond = {0: 1.11, len(latency.rows) - 1: 1.07}.get(place, 1.02) if short else 1.02
+        found = RooflineRow(
+            base_ms=row.base_p50_ms * 0.8,
+            pruned_ms=row.base_p50_ms * 0.8 / (row.speedup * beyond),
+            speedup=row.speedup * beyond,
+            share=1 / beyond,
+            short=1 / beyond < 0.95,
+            certain=row.speedup_high / (row.speedup * beyond) < 0.95,
+        )
+        rows.append(row.model_copy(update={"roofline": found}))
+    probe = Probe(bytes_per_s=21.4e9, flops_per_s=147e9, dtype="float32", how="products of one row and of many")
+    return latency.model_copy(update={"rows": tuple(rows), "probe": probe})
+
+
+def an_accuracy(role: str = "unpruned", n_cache: int = 30, *, wrong: str = "", **changes: Any) -> EngineAccuracy:
+    """An engine in fp16 that was compared with its graph; ``wrong`` names an output that is beyond its tolerance."""
+    names = ("logits", *(f"present.{layer}.{half}" for layer in range(n_cache) for half in ("key", "value")))
+    outputs = []
+    for place, name in enumerate(names):
+        span = 41.37 if name == "logits" else 12.5 + place / 7
+        limit = 0.0084 * span
+        error = limit * (3.7 if name == wrong else 0.21 + 0.6 * ((place * 37) % 61) / 61)
+        worst = WorstElement(step="decode 4", index=(0, 2, 27, 40), expected=-3.25, got=-3.25 + error)
+        outputs.append(
+            OutputAccuracy(
+                output=name, max_abs_error=error, range=span, tolerance=limit, worst=worst, passed=name != wrong
+            )
+        )
+    fields: dict[str, Any] = {
+        "role": role,
+        "engine": f"{'base' if role == 'unpruned' else role}.engine",
+        "engine_sha256": "e2" * 32,
+        "graph_sha256": "b0" * 32,
+        "flavour": "tensorrt-rtx 1.7.1.116",
+        "precision": "fp16",
+        "device": "NVIDIA L4 (compute capability 8.9)",
+        "reference": "ONNX Runtime 1.32.0 CPU",
+        "steps": ("prefill", "decode 1", "decode 2", "decode 3", "decode 4", "chunk of 4", "decode 5", "decode 6"),
+        "outputs": tuple(outputs),
+        "tolerance_from": "4 times the error that the build measured for lowering and fp16 alone, at least 1e-04 of "
+        "the output's range",
+        "conversion": ConversionCheck(
+            how="the source in float32; the prepared graph with the result of every node rounded to fp16",
+            steps=("prompt", "decode 1"),
+            outputs=(
+                OutputDifference(output="logits", max_abs=0.0869, range=41.37, relative=0.0021),
+                OutputDifference(output="cache", max_abs=0.0303, range=14.1, relative=0.00215),
+            ),
+        ),
+        "passed": not wrong,
+        "reason": f"FAILED: {wrong} is not what the graph computes" if wrong else "passed: 61 outputs over 8 steps",
+    }
+    return EngineAccuracy(**{**fields, **changes})
 
 
 def a_latency() -> Latency:

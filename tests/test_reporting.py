@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_factory import a_comparison, a_faithfulness, a_material, a_model
+from report_factory import (
+    a_comparison,
+    a_faithfulness,
+    a_latency,
+    a_material,
+    a_model,
+    an_accuracy,
+    with_predictions,
+)
 
-from gatenorm_export.reporting import render_html, render_markdown, scores_svg, write_report
+from gatenorm_export.records import ComparisonReport, WorstElement
+from gatenorm_export.reporting import (
+    ReportMaterial,
+    render_html,
+    render_markdown,
+    scores_svg,
+    write_comparison,
+    write_report,
+)
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
 
@@ -153,3 +172,158 @@ def test_guard_and_repair_are_told_in_plain_words() -> None:
         comparison = material.comparison.model_copy(update={"repair_latency": timed})
         assert words in render_markdown(dataclasses.replace(told, comparison=comparison))
     assert "Guard and repair" not in render_html(material)
+
+
+def engines_compared(**changes: object) -> ReportMaterial:
+    comparison = a_comparison(
+        latency=with_predictions(a_latency(), short=True),
+        engine_accuracy=(an_accuracy(), an_accuracy("pruned", 26, **changes)),
+    )
+    return dataclasses.replace(a_material(), comparison=comparison)
+
+
+def test_the_roofline_stands_beside_the_latency() -> None:
+    material = engines_compared()
+    page, markdown = render_html(material), render_markdown(material)
+    check_page(page)
+    for text in (page, markdown):
+        assert "More than 5\u00a0% of the speed-up that the roofline predicts is left on the table in 2 of 6" in text
+        assert "prefill of 32 tokens: 1.12× of 1.24×" in text
+        assert "decode after 512 tokens: 1.14× of 1.22× (within the interval)" in text
+        assert "90.1\u00a0% of 1.24×, short" in text
+        assert "21.4\u00a0GB/s" in text
+    # A diamond for each row, and the axis reaches as far as the farthest one.
+    goals = [float(found) for found in re.findall(r'class="goal" style="left:([\d.]+)%"', page)]
+    assert len(goals) == 6
+    assert all(0 < goal < 100 for goal in goals)
+    assert "of 1.24× predicted" in page
+    whole = dataclasses.replace(material, comparison=a_comparison(latency=with_predictions(a_latency())))
+    assert "Every row has at least 95" in render_markdown(whole)
+    reason = a_latency().model_copy(update={"roofline_reason": "its experts are chosen as it runs"})
+    without = render_html(dataclasses.replace(material, comparison=a_comparison(latency=reason)))
+    assert "There is no roofline: its experts are chosen as it runs." in without
+    assert 'class="goal"' not in without
+
+
+def test_engines_are_shown_output_by_output_and_conversion_apart() -> None:
+    material = engines_compared(wrong="present.12.value")
+    page, markdown = render_html(material), render_markdown(material)
+    check_page(page)
+    for text in (page, markdown):
+        assert "Accuracy of the unpruned engine" in text
+        assert "FAILED: present.12.value" in text
+        assert "Tolerance: 4 times the error that the build measured" in text
+        assert "pruning apart" in text
+        assert "What pruning costs is under Quality" in text
+        assert "[0, 2, 27, 40]" in text.replace("\\", "")
+        # All of 61 and 53 outputs are in the tables.
+        assert text.count("✓ passed") >= 60 + 52
+        assert text.count("✗ failed") == 1
+    # The bars: the first output, then what is wrong, in shape and sign.
+    bars = re.findall(r'<span class="label">([\w.]+)</span>\s*<span class="track"[^>]*><i class="(\w+)"', page)
+    assert [label for label, _ in bars if label == "logits"] == ["logits", "logits"]
+    assert ("present.12.value", "failed") in bars
+    assert [kind for _, kind in bars].count("failed") == 1
+    assert "✗ 3.7 times" in page
+    assert '<div class="card bad"><dt>Engines right</dt><dd class="value">no</dd>' in page
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_or_missing_is_said_in_words(value: float, tmp_path: Path) -> None:
+    bad = an_accuracy("pruned", 1, wrong="logits")
+    worst = WorstElement(step="prefill", index=(0, 0, 1), expected=1.5, got=value)
+    first = bad.outputs[0].model_copy(update={"max_abs_error": math.inf, "worst": worst})
+    gone = bad.outputs[1].model_copy(
+        update={"max_abs_error": math.inf, "worst": None, "passed": False, "note": "prefill: it is missing"}
+    )
+    comparison = a_comparison(engine_accuracy=(bad.model_copy(update={"outputs": (first, gone)}),))
+    material = dataclasses.replace(a_material(), comparison=comparison)
+    page = render_html(material)
+    check_page(page)
+    assert "✗ not finite" in page
+    assert "✗ missing" in page
+    assert ("not a number" if math.isnan(value) else "∞") in page
+    comparison.save(tmp_path / "compare.json")
+    again = ComparisonReport.load(tmp_path / "compare.json").engine_accuracy[0].outputs[0]
+    assert math.isinf(again.max_abs_error)
+    assert again.worst is not None
+    assert str(again.worst.got) == str(value)
+
+
+def test_engines_without_a_gpu_say_that_they_were_not_run() -> None:
+    reason = "not run: no GPU (running an engine needs an NVIDIA GPU, and this machine shows none)"
+    nothing = tuple(
+        an_accuracy(role, outputs=(), steps=(), passed=None, reason=reason) for role in ("unpruned", "pruned")
+    )
+    material = dataclasses.replace(a_material(), comparison=a_comparison(engine_accuracy=nothing))
+    page, markdown = render_html(material), render_markdown(material)
+    for text in (page, markdown):
+        assert text.count("Not run: no GPU") == 2
+        assert "not run" in text
+    assert '<dt>Engines right</dt><dd class="value">not run</dd>' in page
+
+
+def test_a_comparison_of_two_graphs_needs_no_scores(tmp_path: Path) -> None:
+    material = dataclasses.replace(a_material(), scores=None, plan=None, model=a_model())
+    paths = write_comparison(tmp_path / "proof.json", material)
+    assert [path.name for path in paths] == ["proof.json", "proof.md", "proof.html"]
+    assert ComparisonReport.load(paths[0]) == material.comparison
+    page = paths[2].read_text()
+    check_page(page)
+    assert "SmolLM2-135M-Instruct without 4 attention sublayers" in page
+    assert "in layers 19 and 27 to 29." in page
+    for absent in ("<h2>Scores</h2>", "Policy", "Protected", "gn-standing"):
+        assert absent not in page
+    # Graphs that do not say where they come from.
+    unknown = dataclasses.replace(material, model=None)
+    check_page(render_html(unknown))
+    assert "out/onnx/model.onnx without 4 attention sublayers" in render_markdown(unknown)
+
+
+def test_records_of_before_engines_and_rooflines_still_load(tmp_path: Path) -> None:
+    old = json.loads(a_comparison().to_json())
+    del old["engine_accuracy"]
+    for name in ("probe", "roofline_reason"):
+        del old["latency"][name]
+    for entry in old["latency"]["rows"]:
+        del entry["roofline"]
+    (tmp_path / "compare.json").write_text(json.dumps(old))
+    comparison = ComparisonReport.load(tmp_path / "compare.json")
+    page = render_html(dataclasses.replace(a_material(), comparison=comparison))
+    check_page(page)
+    assert "roofline" not in page
+    assert "Engines right" not in page
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_browser_shows_it_without_overflow(tmp_path: Path, width: int, dark: bool) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium here")
+    (tmp_path / "page.html").write_text(render_html(engines_compared(wrong="present.12.value")))
+    # A frame, since no window is as narrow as a phone.
+    (tmp_path / "frame.html").write_text(
+        f'<!doctype html><iframe id="f" src="page.html" style="border:0;width:{width}px;height:900px"></iframe><script>'
+        "onload = () => { const page = document.getElementById('f').contentDocument.documentElement; "
+        "const beyond = [...page.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > "
+        "page.clientWidth + 1 && !e.closest('.scroll')).map(e => e.className); document.body.dataset.found = "
+        "[page.scrollWidth <= page.clientWidth, beyond.length, getComputedStyle(page.querySelector('body')).color]"
+        ".join('|') }</script>"
+    )
+    done = subprocess.run(
+        [
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}",
+            *(["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []),
+            f"--window-size={max(width, 500)},900", "--virtual-time-budget=2000", "--dump-dom",
+            (tmp_path / "frame.html").as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    found = re.search(r'data-found="(.*?)"', done.stdout)
+    assert found, done.stderr[-500:]
+    fits, beyond, ink = found[1].split("|")
+    assert (fits, beyond) == ("true", "0")
+    assert (int(re.findall(r"\d+", ink)[0]) > 128) == dark

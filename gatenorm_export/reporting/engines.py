@@ -15,7 +15,7 @@ from gatenorm_export.records import (
     OutputAccuracy,
     Profile,
 )
-from gatenorm_export.reporting.formatting import count, fixed, milliseconds, number, percent, size, verdict_word
+from gatenorm_export.reporting.formatting import count, milliseconds, number, percent, size, verdict_word
 from gatenorm_export.reporting.material import ReportMaterial
 from gatenorm_export.reporting.speed import Bar, position
 from gatenorm_export.reporting.tables import Cells, Column, Table
@@ -62,19 +62,21 @@ def accuracy_card(comparison: ComparisonReport) -> tuple[str, str, Tone] | None:
 
 
 def _accuracy(engine: EngineAccuracy) -> AccuracyView:
-    shown = sorted(engine.outputs, key=lambda entry: (entry.passed is not False, -entry.share))[:SHOWN]
+    # The first one is the logits, which a reader asks for before any cache tensor.
+    nearest = sorted(engine.outputs[1:], key=lambda entry: (entry.passed is not False, -entry.share))
+    shown = [*engine.outputs[:1], *nearest][:SHOWN]
     source = ""
     if engine.outputs:
         source = (
             f" {engine.flavour} in {engine.precision} on {engine.device}, against {engine.reference} on the graph that "
-            f"it was built from, both with a cache of their own: {', '.join(engine.steps)}. "
+            f"it was built from, both with a cache of their own: {_steps(engine.steps)}. "
             f"Tolerance: {engine.tolerance_from}."
         )
     words = f"{engine.reason[:1].upper()}{engine.reason[1:]}.{source}"
     known = all(entry.tolerance is not None for entry in shown)
     scale = "The whole bar is the tolerance." if known else "The whole bar is the output's range."
     if len(shown) < len(engine.outputs):
-        scale += f" Shown are {len(shown)} of {count(len(engine.outputs))} outputs, the nearest to their tolerance."
+        scale += f" Shown are {len(shown)} of {count(len(engine.outputs))} outputs: the first, and those nearest to it."
     return AccuracyView(
         title=f"Accuracy of the {engine.role} engine",
         passed=engine.passed,
@@ -87,11 +89,17 @@ def _accuracy(engine: EngineAccuracy) -> AccuracyView:
     )
 
 
+def _steps(steps: tuple[str, ...]) -> str:
+    decoded = sum(step.startswith("decode") for step in steps)
+    others = [step for step in steps if not step.startswith("decode")]
+    return f"{', '.join(others)} and {decoded} decode steps"
+
+
 def _share(entry: OutputAccuracy) -> str:
     sign = {True: "✓ ", False: "✗ ", None: ""}[entry.passed]
     if not math.isfinite(entry.share):
         return f"{sign}{'missing' if entry.worst is None else 'not finite'}"
-    return f"{sign}{fixed(entry.share, 1)} ×" if entry.share >= 10 else f"{sign}{percent(entry.share)}"
+    return f"{sign}{number(entry.share)} times" if entry.share > 1 else f"{sign}{percent(entry.share)}"
 
 
 def _outputs_table(engine: EngineAccuracy) -> Table:

@@ -17,6 +17,7 @@ from gatenorm_export.records import (
     Threshold,
 )
 from gatenorm_export.reporting.formatting import (
+    SPACE,
     change,
     count,
     fixed,
@@ -75,32 +76,37 @@ def latency_table(latency: Latency) -> Table:
         (
             row.phase if latency.decode_speedup is not None else "forward",
             count(row.sequence if row.batch is None else row.batch),
-            f"{milliseconds(row.base_p50_ms)} / {milliseconds(row.base_p90_ms)}",
-            f"{milliseconds(row.pruned_p50_ms)} / {milliseconds(row.pruned_p90_ms)}",
-            number(row.base_tokens_per_s),
-            number(row.pruned_tokens_per_s),
+            _two(row.base_p50_ms, row.base_p90_ms),
+            _two(row.pruned_p50_ms, row.pruned_p90_ms),
+            f"{number(row.base_tokens_per_s)} / {number(row.pruned_tokens_per_s)}",
             times(row.speedup),
             interval(row.speedup_low, row.speedup_high),
-            *(_prediction(row) if predicted else ()),
+            *((_prediction(row),) if predicted else ()),
             count(row.repeats),
         )
         for row in latency.rows
     )
     varies = "Sequence" if all(row.batch is None for row in latency.rows) else "Batch"
-    rates = f"Unpruned {latency.unit}/s", f"Pruned {latency.unit}/s"
-    names = (varies, "Unpruned p50 / p90", "Pruned p50 / p90", *rates)
-    roofline = ("Predicted", "Found of it") if predicted else ()
+    names = (varies, "Unpruned p50 / p90", "Pruned p50 / p90", f"{latency.unit.capitalize()}/s unpruned / pruned")
+    roofline = ("Found of predicted",) if predicted else ()
     numbers = tuple(Column(name, "number") for name in (*names, "Speed-up", "Interval", *roofline, "Repeats"))
     caption = "Latency by phase and sequence length" if latency.decode_speedup is not None else "Latency"
     return Table(caption, (Column("Phase"), *numbers), rows)
 
 
-def _prediction(row: LatencyRow) -> tuple[str, str]:
+def _two(p50: float, p90: float) -> str:
+    """Two durations with the unit once, where it is the same."""
+    first, second = milliseconds(p50), milliseconds(p90)
+    unit = first.rpartition(SPACE)[2]
+    return f"{first.rpartition(SPACE)[0]} / {second}" if second.endswith(f"{SPACE}{unit}") else f"{first} / {second}"
+
+
+def _prediction(row: LatencyRow) -> str:
     found = row.roofline
     if found is None:
-        return "–", "–"
-    short = "" if not found.short else ", short" if found.certain else ", perhaps short"
-    return times(found.speedup), f"{percent(found.share)}{short}"
+        return "–"
+    short = "" if not found.short else ", short" if found.certain else ", short?"
+    return f"{percent(found.share)} of {times(found.speedup)}{short}"
 
 
 def sizes_table(comparison: ComparisonReport) -> Table:
