@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_stand_ins import StandIn
+from model_zoo import row
 from test_comparing import WORDS
 
 from gatenorm_export.building import BuildOptions, Flavour, Gpu, ShapeRequest, build_engine, find_flavour
@@ -179,3 +181,38 @@ def test_an_engine_for_another_gpu_is_refused_when_named_and_left_out_when_not(
     found = engine_pair.engine_accuracies(along, graphs)
     assert [entry.passed for entry in found] == [None, None]
     assert "built for A, and this machine has B" in found[0].reason
+
+
+def test_a_run_that_builds_engines_compares_them_and_runs_them_once_there_is_a_gpu(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        find_flavour("tensorrt-rtx")
+    except MissingPartError as error:
+        pytest.skip(str(error))
+    row("llama-gqa").save(tmp_path / "model")
+    out = tmp_path / "out"
+    arguments = ["run", tmp_path / "model", "--layers", "1", "--out", out, "--flavour", "tensorrt-rtx", "--no-latency"]
+    command = [*map(str, arguments), "--prompt", "16", "--context", "40", "--max-text-tokens", "64", "--json", "-q"]
+
+    def run() -> dict[str, Any]:
+        assert main(command) == 0
+        found: dict[str, Any] = json.loads(capfd.readouterr().out)
+        return found
+
+    def gpu(found: Gpu | None) -> None:
+        monkeypatch.setattr(engine_pair, "find_gpu", lambda: found)
+        monkeypatch.setattr("gatenorm_export.building.find_gpu", lambda: found)
+
+    gpu(None)
+    first = run()
+    assert [entry["passed"] for entry in first["engine_accuracy"]] == [None, None]
+    assert "Not run: no GPU" in (out / "report.html").read_text()
+    assert "compare" in run()["reused"]
+    gpu(Gpu("Stand-in", "8.6"))
+    monkeypatch.setattr(engine_pair, "check_runnable", lambda path, record: None)
+    monkeypatch.setattr(engine_accuracy, "engine_runner", lambda path, record: StandIn(Path(record.parent_path)))
+    again = run()
+    assert "build" in again["reused"]
+    assert [entry["passed"] for entry in again["engine_accuracy"]] == [True, True]
+    assert "Accuracy of the pruned engine" in (out / "report.md").read_text()
