@@ -11,12 +11,19 @@ from engine_stand_ins import StandIn
 from model_zoo import row
 from test_comparing import WORDS
 
+from gatenorm_export.benching.ort_cpu import OrtCpu
+from gatenorm_export.benching.protocol import Pair
 from gatenorm_export.building import BuildOptions, Flavour, Gpu, ShapeRequest, build_engine, find_flavour
 from gatenorm_export.cli.main import main
-from gatenorm_export.comparing import engine_accuracy, engine_pair
+from gatenorm_export.comparing import Limits, engine_accuracy, engine_latency, engine_pair, measure_latency
+from gatenorm_export.comparing.compare import ComparisonRequest, compare_graphs
+from gatenorm_export.comparing.graph_pair import read_graph_pair
 from gatenorm_export.errors import ExitCode, MissingPartError, RefusedError
+from gatenorm_export.kinds import KINDS
+from gatenorm_export.progress import Quiet
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import ComparisonReport
+from gatenorm_export.reporting import ReportMaterial, render_html, render_markdown
 
 SHAPES = ShapeRequest(prompt=16, context=40)
 
@@ -166,8 +173,6 @@ def test_a_damaged_engine_is_bad_input(folder: Path, tmp_path: Path, capfd: pyte
 def test_an_engine_for_another_gpu_is_refused_when_named_and_left_out_when_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gatenorm_export.comparing.graph_pair import read_graph_pair
-
     def refuse(path: Path, record: object) -> None:
         raise RefusedError(f"{path}: was built for A, and this machine has B; build it again")
 
@@ -216,3 +221,71 @@ def test_a_run_that_builds_engines_compares_them_and_runs_them_once_there_is_a_g
     assert "build" in again["reused"]
     assert [entry["passed"] for entry in again["engine_accuracy"]] == [True, True]
     assert "Accuracy of the pruned engine" in (out / "report.md").read_text()
+
+
+def test_engines_are_timed_on_their_own_backend(
+    folder: Path, tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The backend is ONNX Runtime's, on the graphs that the engines were built from."""
+    opened: list[tuple[str, object]] = []
+
+    class Played(OrtCpu):
+        def __init__(self, graphs: tuple[Path, Path]) -> None:
+            super().__init__()
+            self.graphs = graphs
+
+        def open(self, base: Path, pruned: Path) -> Pair:
+            assert (base.name, pruned.name) == ("base.engine", "pruned.engine")
+            return super().open(*self.graphs)
+
+    def open_backend(name: str, **options: Any) -> Played:
+        opened.append((name, options["graphs"]))
+        return Played(**options)
+
+    monkeypatch.setattr(engine_latency, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(engine_latency, "open_backend", open_backend)
+    monkeypatch.setattr(engine_latency, "MINUTES", 0.15)
+    graph = Path((folder / "base.txt").read_text())
+    engines = engine_pair.read_engine_pair(folder / "base.engine", folder / "pruned.engine")
+    request = ComparisonRequest(folder / "text.txt", 100, True, Limits(), "a command")
+    # The graphs' own latency is measured elsewhere, and takes longer.
+    monkeypatch.setattr(KINDS["decoder"].__class__, "function", played_function(KINDS["decoder"].__class__.function))
+    report = compare_graphs(graph, folder / "pruned.onnx", request, engines=engines)
+    assert opened == [("tensorrt-rtx", (graph, folder / "pruned.onnx"))]
+    latency = report.engine_latency
+    assert latency is not None
+    assert [(row.phase, row.sequence) for row in latency.rows] == [
+        (phase, sequence) for phase in ("prefill", "decode") for sequence in (4, 8, 16)
+    ]
+    for entry in latency.rows:
+        assert entry.speedup_low <= entry.speedup <= entry.speedup_high
+        assert entry.roofline is not None
+    assert latency.probe is not None
+    assert "on the GPU it makes decode" in report.verdict
+    material = ReportMaterial(None, None, report, engines=engines.records)
+    page, markdown = render_html(material), render_markdown(material)
+    assert "<h3>Engines</h3>" in page
+    assert "### Engines" in markdown
+    assert "Decode of the engines" in page
+    # The graphs' latency has its own prediction.
+    assert report.latency is not None
+    assert all(row.roofline is not None for row in report.latency.rows)
+
+    def broken(name: str, **options: Any) -> Played:
+        raise MissingPartError("needs torch with CUDA")
+
+    monkeypatch.setattr(engine_latency, "open_backend", broken)
+    found, reason = engine_latency.measure_engines(
+        engines, read_graph_pair(graph, folder / "pruned.onnx"), progress=Quiet()
+    )
+    assert found is None
+    assert reason == "not measured: needs torch with CUDA"
+
+
+def played_function(real: Any) -> Any:
+    def function(self: Any, which: str) -> Any:
+        if which != "latency":
+            return real(self, which)
+        return lambda base, pruned, spec, progress: measure_latency(base, pruned, sequences=(8,))
+
+    return function

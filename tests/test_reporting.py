@@ -178,6 +178,7 @@ def engines_compared(**changes: object) -> ReportMaterial:
     comparison = a_comparison(
         latency=with_predictions(a_latency(), short=True),
         engine_accuracy=(an_accuracy(), an_accuracy("pruned", 26, **changes)),
+        engine_latency=with_predictions(a_latency()).model_copy(update={"device": "NVIDIA L4, 24 GiB"}),
     )
     return dataclasses.replace(a_material(), comparison=comparison)
 
@@ -194,7 +195,7 @@ def test_the_roofline_stands_beside_the_latency() -> None:
         assert "21.4\u00a0GB/s" in text
     # A diamond for each row, and the axis reaches as far as the farthest one.
     goals = [float(found) for found in re.findall(r'class="goal" style="left:([\d.]+)%"', page)]
-    assert len(goals) == 6
+    assert len(goals) == 6 + 6, "of the graphs, and of the engines"
     assert all(0 < goal < 100 for goal in goals)
     assert "of 1.24× predicted" in page
     whole = dataclasses.replace(material, comparison=a_comparison(latency=with_predictions(a_latency())))

@@ -32,6 +32,10 @@ def comparison_tables(report: ComparisonReport) -> list[RenderableType]:
     shown: list[RenderableType] = [_quality(report.quality)]
     if report.latency is not None:
         shown.append(_latency(report.latency))
+    if report.engine_latency is not None:
+        shown.append(_latency(report.engine_latency))
+    elif report.engine_latency_reason:
+        shown.append(f"latency of the engines: {report.engine_latency_reason}")
     shown.append(_sizes(report.base_sizes, report.pruned_sizes))
     shown.append(f"faithfulness: {report.faithfulness.reason}")
     shown += [f"{engine.engine} ({engine.role}): {engine.reason}" for engine in report.engine_accuracy]

@@ -127,7 +127,7 @@ def compare_graphs(
     repair_latency = _repair_latency(pair, progress) if request.latency and pair.repair is not None else None
     tower, dropped, n_layers = pair.judged
     thresholds = check_limits(request.limits, quality, latency)
-    accuracy = _engine_accuracy(engines, pair, progress)
+    accuracy, engine_latency, no_engine_latency = _engines(engines, pair, request, progress)
     sizes = {record.parent_sha256: record.bytes for record in engines.records} if engines is not None else {}
     return ComparisonReport(
         convention=pair.convention,
@@ -143,6 +143,8 @@ def compare_graphs(
         latency=latency,
         repair_latency=repair_latency,
         engine_accuracy=accuracy,
+        engine_latency=engine_latency,
+        engine_latency_reason=no_engine_latency,
         base_sizes=_sizes(base, pair.base_facts, sizes.get(pair.base_sha256)),
         pruned_sizes=_sizes(pruned, pair.pruned_facts, sizes.get(pair.pruned_sha256)),
         thresholds=thresholds,
@@ -155,6 +157,7 @@ def compare_graphs(
             pair.pruned_facts,
             repair_latency,
             engines=accuracy,
+            engine_latency=engine_latency,
         ),
         passed=faithfulness.passed is not False
         and all(engine.passed is not False for engine in accuracy)
@@ -206,12 +209,22 @@ def _faithfulness(
     return result
 
 
-def _engine_accuracy(engines: EnginePair | None, pair: GraphPair, progress: Progress) -> tuple[EngineAccuracy, ...]:
+def _engines(
+    engines: EnginePair | None, pair: GraphPair, request: ComparisonRequest, progress: Progress
+) -> tuple[tuple[EngineAccuracy, ...], Latency | None, str]:
+    """Whether engines are right, and how fast they are, or why that is not known."""
     if engines is None:
-        return ()
+        return (), None, ""
+    from gatenorm_export.comparing.engine_latency import measure_engines
     from gatenorm_export.comparing.engine_pair import engine_accuracies
 
-    return engine_accuracies(engines, pair, progress=progress)
+    accuracy = engine_accuracies(engines, pair, progress=progress)
+    if not request.latency:
+        return accuracy, None, "left out on request (--no-latency)"
+    # How fast a wrong engine is means nothing.
+    if any(entry.passed is False for entry in accuracy):
+        return accuracy, None, "not measured: an engine is wrong"
+    return accuracy, *measure_engines(engines, pair, progress=progress)
 
 
 def _repair_latency(pair: GraphPair, progress: Progress) -> Latency:

@@ -32,6 +32,7 @@ def verdict(
     repair_latency: Latency | None = None,
     *,
     engines: tuple[EngineAccuracy, ...] = (),
+    engine_latency: Latency | None = None,
 ) -> str:
     """Say in one sentence what was proved, what was gained, what it cost, and what to do when that is too much."""
     if faithfulness.passed is False:
@@ -51,6 +52,8 @@ def verdict(
         parts.append(_repair_speed(repair_latency))
     if engines and all(engine.passed for engine in engines):
         parts.append("the engines compute what their graphs do")
+    if engine_latency is not None:
+        parts.append(f"on the GPU it {_speed(engine_latency)}")
     missed = [threshold.name for threshold in thresholds if not threshold.passed]
     if missed:
         parts.append(f"limits missed: {', '.join(missed)}")

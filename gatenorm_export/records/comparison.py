@@ -217,6 +217,9 @@ class ComparisonReport(Record):
     """Of a repaired graph: the same layers removed without repair stand as its ``base``."""
     engine_accuracy: tuple[EngineAccuracy, ...] = ()
     """Each engine against the graph that it was built from; empty where no engines were given."""
+    engine_latency: Latency | None = None
+    engine_latency_reason: str = ""
+    """Why engines that were given were not timed."""
     base_sizes: Sizes
     pruned_sizes: Sizes
     thresholds: tuple[Threshold, ...]

@@ -44,7 +44,11 @@ def cards_of(comparison: ComparisonReport) -> tuple[Card, ...]:
 
 def _more(comparison: ComparisonReport) -> tuple[Card, ...]:
     found = []
-    share = lowest_share(comparison.latency)
+    engines_speed = comparison.engine_latency
+    if engines_speed is not None:
+        _, speedup, low, high = engines_speed.main
+        found.append(Card("Decode of the engines", times(speedup), f"{interval(low, high)} on {engines_speed.device}"))
+    share = lowest_share(engines_speed if engines_speed is not None else comparison.latency)
     if share is not None:
         found.append(Card("Of predicted speed-up", *share))
     engines = accuracy_card(comparison)

@@ -54,6 +54,16 @@ NO_LATENCY = "Latency was not measured in this comparison."
 
 
 @dataclass(frozen=True)
+class LatencyView:
+    """One measurement of latency, or in ``source`` why there is none."""
+
+    source: str
+    charts: tuple[SpeedChart, ...]
+    table: Table | None
+    roofline: str
+
+
+@dataclass(frozen=True)
 class Page:
     """A whole report."""
 
@@ -71,10 +81,8 @@ class Page:
     agreement: tuple[Bar, ...]
     quality_source: str
     quality: Table
-    speed: tuple[SpeedChart, ...]
-    latency_source: str
-    latency: Table | None
-    roofline: str
+    latency: LatencyView
+    engine_latency: LatencyView | None
     kept: tuple[Bar, ...]
     sizes: Table
     faithfulness: str
@@ -96,7 +104,7 @@ class Page:
 def page_of(material: ReportMaterial) -> Page:
     """Turn the records into a report's content."""
     scores, plan, comparison = material.scores, material.plan, material.comparison
-    latency, steps = comparison.latency, comparison.faithfulness.steps
+    steps = comparison.faithfulness.steps
     n_drop = len(set(comparison.dropped))
     guard = plan.guard if plan is not None else None
     noun = "attention sublayer" if n_drop == 1 else "attention sublayers"
@@ -115,10 +123,8 @@ def page_of(material: ReportMaterial) -> Page:
         agreement=agreement_bars(comparison.quality),
         quality_source=quality_source(comparison.quality),
         quality=quality_table(comparison.quality),
-        speed=speed_charts(latency) if latency else (),
-        latency_source=_latency_source(latency) if latency else NO_LATENCY,
-        latency=latency_table(latency) if latency else None,
-        roofline=roofline_words(latency) if latency else "",
+        latency=_latency(comparison.latency, NO_LATENCY),
+        engine_latency=_engine_latency(comparison),
         kept=_kept(comparison),
         sizes=sizes_table(comparison),
         faithfulness=_faithfulness(comparison.faithfulness),
@@ -193,9 +199,20 @@ def _kept(comparison: ComparisonReport) -> tuple[Bar, ...]:
     )
 
 
-def _latency_source(latency: Latency) -> str:
+def _latency(latency: Latency | None, reason: str) -> LatencyView:
+    if latency is None:
+        return LatencyView(reason, (), None, "")
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
-    return f"Measured with {latency.backend} on {latency.device}, {threads}, batch {latency.batch}."
+    source = f"Measured with {latency.backend} on {latency.device}, {threads}, batch {latency.batch}."
+    return LatencyView(source, speed_charts(latency), latency_table(latency), roofline_words(latency))
+
+
+def _engine_latency(comparison: ComparisonReport) -> LatencyView | None:
+    """None where there are no engines."""
+    reason = comparison.engine_latency_reason
+    if comparison.engine_latency is None and not reason:
+        return None
+    return _latency(comparison.engine_latency, f"{reason[:1].upper()}{reason[1:]}.")
 
 
 def _facts(material: ReportMaterial) -> tuple[tuple[str, str], ...]:
