@@ -24,7 +24,7 @@ from gatenorm_export.reporting import ReportMaterial, write_report
 from gatenorm_export.run_folder import COMPARISON, GRAPHS, PLAN, SCORES, engine_file, report_material
 
 if TYPE_CHECKING:
-    from gatenorm_export.building import Flavour, ShapeRequest
+    from gatenorm_export.building import BuildOptions, Flavour, ShapeRequest
     from gatenorm_export.calibrating import CorpusRequest, GuardRequest
     from gatenorm_export.comparing.compare import ComparisonRequest
     from gatenorm_export.repairs import Repair
@@ -45,6 +45,7 @@ class RunRequest:
     repair: Repair
     calibration: CorpusRequest
     guard: GuardRequest | None = None
+    build: BuildOptions | None = None
     force: bool = False
 
 
@@ -250,10 +251,13 @@ class _Run:
             for name in GRAPHS:
                 engine = engine_file(self._out, name)
                 graph = self._out / name / self._graph
-                build_engine(graph, engine, flavour=flavour, shapes=self._request.shapes, progress=self._progress)
+                shapes, options = self._request.shapes, self._request.build
+                build_engine(graph, engine, flavour=flavour, shapes=shapes, options=options, progress=self._progress)
                 yield from (engine, engine.with_suffix(".engine.json"))
 
         decides = {"flavour": flavour.name, "version": flavour.version, **dataclasses.asdict(self._request.shapes)}
+        if self._request.build is not None:
+            decides |= self._request.build.decides()
         self._ledger.stage("build", decides, self._graphs(), produce)
         return tuple(EngineArtifact.load(engine_file(self._out, name).with_suffix(".engine.json")) for name in GRAPHS)
 

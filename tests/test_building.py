@@ -24,6 +24,7 @@ from gatenorm_export.building import (
 )
 from gatenorm_export.building.compiling import compile_engine
 from gatenorm_export.building.job import BuildJob
+from gatenorm_export.cli.main import main
 from gatenorm_export.errors import GateNormError, InputError, MissingPartError, OutputError, RefusedError
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import EngineArtifact
@@ -269,3 +270,17 @@ def test_too_little_memory_or_disk_is_told_before_the_build(tmp_path: Path, monk
     assert "about 0.3 GB of memory, and 0.1 GB are free" in refusal(RefusedError)
     monkeypatch.setattr(resources, "free_disk", lambda folder: 900_000)
     assert "up to 0.00 GB, and 0.00 GB are free" in refusal(OutputError, despite_memory=True)
+
+
+def test_a_run_builds_as_it_is_told(exported, flavour: Flavour, tmp_path: Path) -> None:
+    """Precision and bounds reach the engines, and another precision is another build."""
+    spec, _, _ = exported("llama-gqa")
+    arguments = ["run", spec.path, "--drop", "1", "--out", str(tmp_path), "--no-latency", "--quiet", "--no-cache"]
+    arguments += ["--prompt", "16", "--context", "32", "--max-text-tokens", "64", "--flavour", flavour.name]
+    for precision, builds in (("fp16", True), ("fp16", False), ("as-is", True)):
+        before = tmp_path / "engines" / "pruned.engine.json"
+        known = before.read_bytes() if before.exists() else b""
+        assert main([*arguments, "--precision", precision]) == 0
+        record = EngineArtifact.load(before)
+        assert record.precision == ("fp16" if precision == "fp16" else "fp32")
+        assert (before.read_bytes() != known) is builds

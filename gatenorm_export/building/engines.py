@@ -47,6 +47,14 @@ class BuildOptions:
     despite_memory: bool = False
     measured: bool = True
 
+    def decides(self) -> dict[str, Any]:
+        """Everything here that decides the engine, in JSON types."""
+        return {
+            "precision": self.precision,
+            "profile": {profile: dict(inputs) for profile, inputs in self.overrides.items()},
+            "capabilities": self.capabilities,
+        }
+
 
 def build_engine(
     graph: Path,

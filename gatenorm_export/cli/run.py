@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.engine_options import add_build, build_options
 from gatenorm_export.cli.options import (
     add_calibration,
     add_comparison,
@@ -47,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_kv_names(parser)
     add_flavour(parser, choices=("auto", "tensorrt", "tensorrt-rtx", "none"), default="auto")
     add_profiles(parser)
+    add_build(parser)
     add_comparison(parser)
     add_output(parser)
     parser.set_defaults(run=run)
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         repair=parse_repair(args.repair),
         calibration=corpus_request(args),
         guard=guard_request(args),
+        build=build_options(args),
         force=args.force,
     )
     result = run_pipeline(request, progress=terminal.progress)
