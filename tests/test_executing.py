@@ -18,7 +18,7 @@ import pytest
 from model_zoo import row
 
 from gatenorm_export.cli.main import main
-from gatenorm_export.errors import ExitCode, InputError, RefusedError
+from gatenorm_export.errors import ExitCode, GateNormError, InputError, MissingPartError, RefusedError
 from gatenorm_export.executing import (
     Executor,
     LocalExecutor,
@@ -26,10 +26,13 @@ from gatenorm_export.executing import (
     Remembering,
     Resources,
     Task,
+    bench_task,
+    build_task,
     copy_artifact,
     input_file,
     open_executor,
     parse_resources,
+    place_engine,
 )
 from gatenorm_export.records import SweepReport
 
@@ -364,6 +367,43 @@ def ancestors(number: int) -> list[int]:
         number = int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
         found.append(number)
     return found
+
+
+def test_benchmarks_as_tasks(on_ray: Executor, place: Path, tmp_path: Path) -> None:
+    from gatenorm_export.benching import BenchRequest
+    from gatenorm_export.pruning import prune_graph
+    from gatenorm_export.records.bench import BenchReport
+
+    prune_graph(place / "base" / "model.onnx", tmp_path / "pruned" / "model.onnx", layers=(1, 2))
+    request = BenchRequest(sequences=(16,), repeats=4, max_minutes=0.05)
+    remembering = Remembering(on_ray, tmp_path / "store")
+    timing = bench_task(place / "base", tmp_path / "pruned", backend="ort-cpu", request=request)
+    first, second = only(remembering, timing), only(remembering, timing)
+    report = BenchReport.model_validate(first.result())
+    assert report.dropped == (1, 2)
+    assert {row.sequence for row in report.rows} == {16}
+    assert second.reused
+    assert second.result() == first.result()
+    swapped = bench_task(tmp_path / "pruned", place / "base", backend="ort-cpu", request=request)
+    with pytest.raises(GateNormError, match="pruned"):
+        only(remembering, swapped).result()
+    with pytest.raises(InputError, match="takes two graphs or engines, and no control"):
+        bench_task(place / "base", tmp_path / "pruned", backend="torch", request=request)
+
+
+def test_builds_as_tasks(executor: Executor, place: Path, tmp_path: Path) -> None:
+    from gatenorm_export.building import ShapeRequest, find_flavour, read_engine
+
+    try:
+        find_flavour("tensorrt-rtx")
+    except MissingPartError as error:
+        pytest.skip(str(error))
+    shapes = ShapeRequest(1, 16, 32, 2)
+    building = build_task(place / "base", flavour="tensorrt-rtx", shapes=shapes, measured=False, cached=False)
+    outcome = only(executor, building)
+    record = place_engine(executor, outcome, tmp_path / "engines" / "base.engine")
+    assert read_engine(tmp_path / "engines" / "base.engine") == record
+    assert record.parent_path == str((place / "base" / "model.onnx").resolve())
 
 
 def test_options_that_name_no_executor(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ HEAVY = (
     "tensorrt",
     "lm_eval",
     "peft",
+    "ray",
 )
 
 
@@ -99,6 +100,7 @@ def test_the_command_line_answers_without_heavy_packages(arguments: list[str]) -
                 "comparing",
                 "correlating",
                 "evaluating",
+                "executing",
                 "recovering",
                 "reporting",
                 "architectures",

@@ -1,6 +1,7 @@
 """Work that many machines can do: tasks in this process or on a Ray cluster, with equal results and errors."""
 
 from gatenorm_export.executing.choosing import check_executor, open_executor, parse_resources
+from gatenorm_export.executing.jobs import bench_task, build_task, place_engine
 from gatenorm_export.executing.local import LocalExecutor
 from gatenorm_export.executing.remembering import Remembering
 from gatenorm_export.executing.store import copy_artifact
@@ -15,9 +16,12 @@ __all__ = [
     "Remembering",
     "Resources",
     "Task",
+    "bench_task",
+    "build_task",
     "check_executor",
     "copy_artifact",
     "input_file",
     "open_executor",
     "parse_resources",
+    "place_engine",
 ]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gatenorm_export.errors import InputError, RefusedError, needs
-from gatenorm_export.executing.ray_talk import Aside
-from gatenorm_export.executing.running import is_there
+from gatenorm_export.executing.ray_talk import Aside, mute_natives
+from gatenorm_export.executing.running import clear_labelled, is_there
 from gatenorm_export.executing.store import ArtifactStore
 from gatenorm_export.executing.tasks import Outcome, Resources, Task
 from gatenorm_export.executing.worker import describe, error_of, packed, pieces_of, work
@@ -55,6 +58,7 @@ class RayExecutor:
         self._store = ArtifactStore(folder)
         self._resources = resources or Resources()
         self._retries, self._progress = retries, progress or Quiet()
+        self._session = secrets.token_hex(4)
         self._waiting: dict[Any, Task] = {}
         self._shipped: dict[str, list[Any]] = {}
         self._machines: dict[str, tuple[Machine, ...]] = {}
@@ -106,6 +110,8 @@ class RayExecutor:
         self._shipped.clear()
         if self._ours:
             self._ray.shutdown()
+            # On other machines the next task there does it.
+            clear_labelled(Path(tempfile.gettempdir()), self._session)
         self._aside.__exit__()
 
     def _connect(self, address: str) -> bool:
@@ -117,11 +123,17 @@ class RayExecutor:
             quiet |= {"include_dashboard": False}
             self._progress.say("start a Ray cluster of this machine")
         try:
-            self._ray.init(address=address, **quiet)
+            with warnings.catch_warnings(), mute_natives():
+                # What they warn of is what the error says.
+                warnings.simplefilter("ignore")
+                self._ray.init(address=address, **quiet)
         except Exception as error:
             # Ray raises a dozen types for it, and its texts go over many lines.
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"--executor: no Ray cluster answers at {address} ({said[:200]})") from error
+            raise InputError(
+                f"--executor: no Ray cluster answers at {address} ({said[:200]}); see whether it runs, and whether it "
+                "asks for a token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)"
+            ) from error
         return True
 
     def _eligible(self, wanted: Resources) -> list[Any]:
@@ -158,7 +170,7 @@ class RayExecutor:
         if wanted.custom:
             options["resources"] = dict(wanted.custom)
         there = {file.sha256: self._shipped[file.sha256] for file in task.inputs if file.sha256 in self._shipped}
-        self._waiting[self._work.options(**options).remote(packed(task), there)] = task
+        self._waiting[self._work.options(**options).remote(packed(task, self._session), there)] = task
 
     def _outcome(self, task: Task, reference: Any) -> Outcome | None:
         """How it ended; None where it was sent again, with files that the worker's machine does not have."""

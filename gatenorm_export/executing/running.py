@@ -34,10 +34,13 @@ class Done:
 
 
 class Scratch:
-    """A folder in ``parent`` that is made when it is first wanted, and locked while the process lives if ``held``."""
+    """A folder in ``parent`` that is made when it is first wanted, and locked while the process lives if ``held``.
 
-    def __init__(self, parent: Path | None, *, held: bool = False) -> None:
-        self._parent, self._held = parent, held
+    ``label`` is a part of its name.
+    """
+
+    def __init__(self, parent: Path | None, *, label: str = "", held: bool = False) -> None:
+        self._parent, self._label, self._held = parent, label, held
         self._handle: int | None = None
         self.folder: Path | None = None
 
@@ -51,7 +54,7 @@ class Scratch:
             try:
                 if self._parent is not None:
                     self._parent.mkdir(parents=True, exist_ok=True)
-                self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._parent))
+                self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{self._label}-", dir=self._parent))
                 if self._held:
                     self._handle = _locked(self.folder)
             except OSError as error:
@@ -100,10 +103,16 @@ def clear_left_overs(parent: Path) -> None:
                 os.close(handle)
 
 
+def clear_labelled(parent: Path, label: str) -> None:
+    """Remove the scratch folders in ``parent`` with a label, whose processes are all dead."""
+    for folder in parent.glob(f"{_PREFIX}{label}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def scratch_folder(parent: Path | None, *, held: bool = False) -> Iterator[Scratch]:
+def scratch_folder(parent: Path | None, *, label: str = "", held: bool = False) -> Iterator[Scratch]:
     """A :class:`Scratch` that is gone after the block."""
-    scratch = Scratch(parent, held=held)
+    scratch = Scratch(parent, label=label, held=held)
     try:
         yield scratch
     finally:

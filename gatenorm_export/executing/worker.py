@@ -42,15 +42,15 @@ def work(sent: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]) -> dict[
         if isinstance(paths, list):
             return answer | {"missing": paths}
         clear_left_overs(Path(tempfile.gettempdir()))
-        with scratch_folder(None, held=True) as scratch:
+        with scratch_folder(None, label=sent["session"], held=True) as scratch:
             done = do(task, paths, scratch, Quiet(), sharing=sharing, alone=alone)
             return answer | {"value": done.value, "seconds": done.seconds, "artifacts": _packed_artifacts(done)}
     except GateNormError as error:
         return answer | {"error": (_public_class(error), _in_your_words(str(error), task))}
 
 
-def packed(task: Task) -> dict[str, Any]:
-    """A task as plain data, its paths absolute."""
+def packed(task: Task, session: str) -> dict[str, Any]:
+    """A task as plain data, its paths absolute. ``session`` marks what the task writes on the way."""
     files = [dataclasses.asdict(file) | {"path": str(file.path.absolute())} for file in task.inputs]
     return {
         "name": task.name,
@@ -58,6 +58,7 @@ def packed(task: Task) -> dict[str, Any]:
         "arguments": dict(task.arguments),
         "inputs": files,
         "versions": tool_versions(),
+        "session": session,
     }
 
 

@@ -11,31 +11,17 @@ from typing import Any
 
 from gatenorm_export.artifacts import atomic_file
 from gatenorm_export.calibrating.corpus import Corpus
-from gatenorm_export.errors import InputError, RefusedError, needs
+from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.executing import Call, InputFile, Task, input_file
-from gatenorm_export.graphs import external_tensors, manifest_file
 from gatenorm_export.records import SweepFigures
 from gatenorm_export.repairs import Repair, parse_repair
 from gatenorm_export.sweeping.measuring import Bench
 from gatenorm_export.sweeping.ranking import cosine_order, guard_order
 
 TOKENS_NAME = "tokens.safetensors"
-_FOLDER = "graph/"
 
 _bench: tuple[tuple[str, ...], Bench] | None = None
 """The graph that this process cut last. Cutting reads all of it, and the tasks of one sweep share one graph."""
-
-
-def graph_inputs(graph: Path) -> tuple[InputFile, ...]:
-    """A graph, its data files and its manifest as inputs, at the places where the graph looks for them."""
-    with needs("onnx", "reading ONNX"):
-        import onnx_ir as ir
-    # Read as it is written: where a hub's cache links its files, load_graph puts the links' targets in their place.
-    names = sorted({str(tensor.location) for tensor, _ in external_tensors(ir.load(graph))})
-    files = [input_file(graph, _FOLDER + graph.name)]
-    files += [input_file(graph.parent / name, _FOLDER + Path(name).as_posix()) for name in names]
-    manifest = manifest_file(graph)
-    return (*files, input_file(manifest, _FOLDER + manifest.name)) if manifest.is_file() else tuple(files)
 
 
 def save_tokens(path: Path, windows: Any, corpus: Corpus) -> InputFile:
@@ -57,7 +43,7 @@ def cell_task(
     *,
     latency: bool,
 ) -> Task:
-    """The figures of one set of removed layers. ``shared`` are :func:`graph_inputs` and the tokens."""
+    """The figures of one set of removed layers. ``shared`` are the graph's files, itself first, and the tokens."""
     arguments = {
         "graph": shared[0].name,
         "corpus": corpus_name,

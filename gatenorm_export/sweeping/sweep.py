@@ -12,6 +12,7 @@ from gatenorm_export.artifacts import sha256_of_text
 from gatenorm_export.comparing.text import load_text
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.executing import Executor, InputFile, LocalExecutor, Outcome, Task
+from gatenorm_export.executing.model_files import graph_inputs
 from gatenorm_export.executing.tasks import known_sha256
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.pruning import describe_graph
@@ -25,7 +26,7 @@ from gatenorm_export.records import (
     tool_versions,
 )
 from gatenorm_export.repairs import Repair
-from gatenorm_export.sweeping.cells import TOKENS_NAME, cell_task, forgetting, graph_inputs, order_task, save_tokens
+from gatenorm_export.sweeping.cells import TOKENS_NAME, cell_task, forgetting, order_task, save_tokens
 from gatenorm_export.sweeping.earlier import earlier_report
 from gatenorm_export.sweeping.front import front_sentence, pareto_front, saving_of, speed_of
 from gatenorm_export.sweeping.measuring import data_files, judged_windows
@@ -261,7 +262,7 @@ class _Sweep:
         """The graph's files and the tokens, which every task reads."""
         if not self._shared:
             tokens = save_tokens(self._work / TOKENS_NAME, self._windows, self._corpus)
-            self._shared = (*graph_inputs(self._graph), tokens)
+            self._shared = (*graph_inputs(self._graph, "graph"), tokens)
         return self._shared
 
     @property
