@@ -199,11 +199,12 @@ def _kept(comparison: ComparisonReport) -> tuple[Bar, ...]:
     )
 
 
-def _latency(latency: Latency | None, reason: str) -> LatencyView:
+def _latency(latency: Latency | None, reason: str, *, on_cpu: bool = True) -> LatencyView:
     if latency is None:
         return LatencyView(reason, (), None, "")
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
-    source = f"Measured with {latency.backend} on {latency.device}, {threads}, batch {latency.batch}."
+    place = f"{latency.device}, {threads}" if on_cpu else latency.device
+    source = f"Measured with {latency.backend} on {place}, batch {latency.batch}."
     return LatencyView(source, speed_charts(latency), latency_table(latency), roofline_words(latency))
 
 
@@ -212,7 +213,7 @@ def _engine_latency(comparison: ComparisonReport) -> LatencyView | None:
     reason = comparison.engine_latency_reason
     if comparison.engine_latency is None and not reason:
         return None
-    return _latency(comparison.engine_latency, f"{reason[:1].upper()}{reason[1:]}.")
+    return _latency(comparison.engine_latency, f"{reason[:1].upper()}{reason[1:]}.", on_cpu=False)
 
 
 def _facts(material: ReportMaterial) -> tuple[tuple[str, str], ...]:
