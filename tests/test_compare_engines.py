@@ -13,7 +13,7 @@ from test_comparing import WORDS
 
 from gatenorm_export.benching.ort_cpu import OrtCpu
 from gatenorm_export.benching.protocol import Pair
-from gatenorm_export.building import BuildOptions, Flavour, Gpu, ShapeRequest, build_engine, find_flavour
+from gatenorm_export.building import BuildOptions, Flavour, Gpu, ShapeRequest, build_engine, find_flavour, find_gpu
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import Limits, engine_accuracy, engine_latency, engine_pair, measure_latency
 from gatenorm_export.comparing.compare import ComparisonRequest, compare_graphs
@@ -289,3 +289,16 @@ def played_function(real: Any) -> Any:
         return lambda base, pruned, spec, progress: measure_latency(base, pruned, sequences=(8,))
 
     return function
+
+
+def test_the_engines_own_runner_is_polygraphys_and_its_failure_is_one_line(folder: Path) -> None:
+    """Without a GPU the engine cannot be loaded; that much of the way to it is the real one."""
+    if find_gpu() is not None:
+        pytest.skip("there is a GPU here")
+    engines = engine_pair.read_engine_pair(folder / "base.engine", folder / "pruned.engine")
+    runner = engine_accuracy.engine_runner(engines.base, engines.base_record)
+    assert type(runner).__module__ == "polygraphy.backend.trt.runner"
+    graph = Path((folder / "base.txt").read_text())
+    with pytest.raises(RefusedError, match=r"base\.engine failed at a step of the accuracy check") as caught:
+        engine_accuracy.check_engine(engines.base, engines.base_record, graph, "unpruned", device="none")
+    assert "\n" not in str(caught.value)
