@@ -60,7 +60,11 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     # The package's attribute of that name is the function.
     monkeypatch.setattr(sys.modules["gatenorm_export.scoring.gate_norm"], "_FLOAT64_UP_TO_FLOPS", 0)
     monkeypatch.setattr(stream, "_sketch_flops", lambda step, rows, width: 0.0)
-    steps = [stream._Step("sketch", columns=64), stream._Step("refined sketch", columns=64, rank=16), *stream._EXACT]
+    steps = [
+        stream._Step("sketch", columns=64, leads=16),
+        stream._Step("refined sketch", columns=64, rank=16),
+        *stream._EXACT,
+    ]
     monkeypatch.setattr(stream, "_STEPS", tuple(steps))
 
 
@@ -214,10 +218,11 @@ def test_rows_that_stream_give_what_whole_tensors_give(
     """Scores, intervals and digests do not depend on whether a layer was ever in memory as a whole."""
     spec = resolve_model(str(row(family).save(tmp_path, dtype="bfloat16")))
     whole = score_model(spec, ScoreRequest(exact=True))
-    streamed = score_model(spec, ScoreRequest(cuts=(0,)))
+    streamed, refined = (score_model(spec, ScoreRequest(cuts=(cut,))) for cut in (0, 1))
     monkeypatch.setattr(TowerWeights, "rows", lambda self, layer: None)
     loaded = score_model(spec, ScoreRequest(cuts=(0,)))
     assert streamed == loaded
+    assert refined == score_model(spec, ScoreRequest(cuts=(1,)))
     assert streamed.convention.exactness == "sketched"
     assert streamed.convention.source_digest == whole.convention.source_digest
 

@@ -53,6 +53,45 @@ def test_the_interval_holds_the_exact_score(name: str, rank: int, aligned: bool)
     assert np.mean(estimates) == pytest.approx(exact**2, abs=5 * spread + 1e-5 * exact**2)
 
 
+@pytest.mark.parametrize("aligned", [False, True], ids=["turned", "along the axes"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_interval_holds_where_directions_come_from_the_sketch_before(name: str, aligned: bool) -> None:
+    query, key = with_spectrum(SPECTRA[name], np.random.default_rng(11), aligned=aligned)
+    exact = gate_norm(query, key, head_dim=16)
+    estimates = []
+    for seed in range(100):
+        first = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng((seed, 0)), leads=8)
+        rng = np.random.default_rng((seed, 1))
+        second = sketch(query, key, head_dim=16, columns=96, rng=rng, rank=8, hint=first.leads, leads=16)
+        rng = np.random.default_rng((seed, 2))
+        third = sketch(query, key, head_dim=16, columns=112, rng=rng, rank=16, hint=second.leads)
+        for found in (first, second, third):
+            assert found.low <= exact <= found.high
+        estimates.append(second.score**2)
+    spread = np.std(estimates) / np.sqrt(len(estimates))
+    assert np.mean(estimates) == pytest.approx(exact**2, abs=5 * spread + 1e-5 * exact**2)
+
+
+def test_directions_from_the_sketch_before_are_the_better_ones() -> None:
+    query, key = with_spectrum(SPECTRA["slow power law"], np.random.default_rng(12), aligned=False)
+
+    def width(hint: np.ndarray | None) -> float:
+        found = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng(0), rank=16, hint=hint)
+        return found.high - found.low
+
+    first = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng(1), leads=16)
+    assert first.leads is not None
+    assert first.leads.shape == (WIDTH, 16)
+    assert width(first.leads) < 0.9 * width(None)
+
+
+@pytest.mark.parametrize("hint", [np.zeros((WIDTH, 4)), np.ones((WIDTH, 4)), np.full((WIDTH, 4), np.nan)])
+def test_a_hint_that_leads_nowhere_does_no_harm(hint: np.ndarray) -> None:
+    query, key = with_spectrum(SPECTRA["flat"], np.random.default_rng(13), aligned=False)
+    found = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng(0), rank=4, hint=hint)
+    assert found.low <= gate_norm(query, key, head_dim=16) <= found.high < 2 * found.low
+
+
 @pytest.mark.parametrize("name", ["flat", "slow power law", "two levels"])
 def test_the_interval_is_worth_something(name: str) -> None:
     """An interval from nothing to infinity would hold every score."""
@@ -186,6 +225,16 @@ def test_the_two_intervals_that_reach_furthest_across_the_cut_come_first() -> No
     low, high = [Interval(0, 1, 6), Interval(1, 1, 8), Interval(2, 3, 5)], [Interval(3, 4, 20), Interval(4, 7, 9)]
     assert most_urgent([*low, *high], 3) == (1, 3)
     assert most_urgent([*low, Interval(3, 4, 20, final=True), Interval(4, 7, 9)], 3) == (1, 4)
+
+
+def test_a_layer_that_is_known_well_waits_for_the_others() -> None:
+    low, high = (
+        [Interval(0, 4.9, 5), Interval(1, 3, 4.6)],
+        [Interval(2, 4.5, 9), Interval(3, 4.8, 9), Interval(4, 7, 9)],
+    )
+    assert most_urgent([*low, *high], 2) == (2, 3)
+    assert most_urgent([low[0], *high], 1) == (2, 3)
+    assert most_urgent([low[0], Interval(2, 4.5, 9)], 1) == (2,)
 
 
 def test_equal_scores_are_decided_by_depth() -> None:

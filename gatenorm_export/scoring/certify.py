@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_MUCH_SHARPER = 4.0
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -49,13 +51,20 @@ def most_urgent(intervals: Sequence[Interval], n: int) -> tuple[int, ...]:
 
     Of the undecided layers that look low the one whose interval reaches highest, and of those that look high the one
     whose interval reaches lowest: what is said of these two decides the most (LUCB, Kalyanakrishnan et al., ICML 2012).
+    But where one of the two is known much better than the other, to make it sharper yet would decide little: the next
+    layer on the other's side, which that one is as close to, comes in its place.
     """
     left = frozenset(undecided(intervals, n))
     ranked = sorted(intervals, key=lambda one: (one.low + one.high, -one.layer))
-    low = [one for one in ranked[:n] if one.layer in left and not one.final]
-    high = [one for one in ranked[n:] if one.layer in left and not one.final]
-    chosen = [max(low, key=lambda one: one.high).layer] if low else []
-    return (*chosen, min(high, key=lambda one: one.low).layer) if high else tuple(chosen)
+    low = sorted((one for one in ranked[:n] if one.layer in left and not one.final), key=lambda one: -one.high)
+    high = sorted((one for one in ranked[n:] if one.layer in left and not one.final), key=lambda one: one.low)
+    chosen = [side[0] for side in (low, high) if side]
+    widest = max((one.high - one.low for one in chosen), default=0.0)
+    chosen = [one for one in chosen if _MUCH_SHARPER * (one.high - one.low) >= widest]
+    if len(chosen) == 1:
+        side = low if chosen[0] in low else high
+        chosen += [one for one in side[1:] if _MUCH_SHARPER * (one.high - one.low) >= widest][:1]
+    return tuple(one.layer for one in chosen)
 
 
 def certainty(intervals: Sequence[Interval], n: int) -> Certainty:

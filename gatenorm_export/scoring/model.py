@@ -159,7 +159,7 @@ def _finite(
 
 
 class _Layer:
-    """One layer as scoring reads it; the digest is that of the last reading."""
+    """One layer as scoring reads it. Where it is mapped from a file, only the first reading makes a digest."""
 
     def __init__(self, weights: TowerWeights, tensors: LayerTensors, *, fold: bool = False) -> None:
         self._weights = weights
@@ -171,7 +171,7 @@ class _Layer:
 
     @property
     def digest(self) -> str:
-        """Of the tensors as they were read last."""
+        """Of the tensors as they were read."""
         return " ".join(rows.digest for rows in self._rows) if self._rows else self._digest
 
     def rows(self) -> tuple[Rows, Rows] | None:
@@ -181,6 +181,10 @@ class _Layer:
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Query and key, with the norm weight in them where it is to be folded."""
+        if self._rows and all(rows.complete for rows in self._rows):
+            again = self._weights.mapped(self.tensors)
+            if again is not None:
+                return again
         loaded = self._weights.load(self.tensors)
         self._digest, self._rows = loaded.digest, None
         if not self._fold:

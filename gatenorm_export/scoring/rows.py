@@ -65,6 +65,11 @@ class Rows:
         self._values = None
 
     @property
+    def complete(self) -> bool:
+        """Whether every row was asked for, so that there is a digest."""
+        return self._done == len(self)
+
+    @property
     def digest(self) -> str:
         """xxh3-128 of all bytes as they are stored, in hex, once every row was asked for."""
         if self._done < len(self):

@@ -15,16 +15,18 @@ Gaussians, but the variance is measured. Where one block of columns holds all of
 passes 1, and the upper end is infinite. In the tests, w is six and more standard deviations for every spectrum tried.
 
 *Deflation.* Real gate matrices have a few directions that hold most of the norm and nearly all of the variance. A
-refined sketch finds such directions L with a Gaussian range finder (Halko, Martinsson and Tropp, SIAM Review 53, 2011),
-takes ||L^T M||_F^2 exactly, and estimates only the rest, ||(I - L L^T) M||_F^2, from signs that know nothing of L: the
-idea of Hutch++ (Meyer, Musco, Musco and Woodruff, SOSA 2021) for a Frobenius norm.
+refined sketch finds such directions L, takes ||L^T M||_F^2 exactly, and estimates only the rest,
+||(I - L L^T) M||_F^2, from signs that know nothing of L: the idea of Hutch++ (Meyer, Musco, Musco and Woodruff, SOSA
+2021) for a Frobenius norm. L comes from the sketch before: M G V spans it, with V the leading right singular vectors of
+M', a range finder (Halko, Martinsson and Tropp, SIAM Review 53, 2011) that was aimed. The interval holds for any L that
+the new signs are independent of, good or bad, so it does not matter that L was drawn from the same weights.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -43,8 +45,11 @@ _ROUNDING = 1e-5
 ROWS_AT_A_TIME = 32
 """Rows that are converted and projected at once: in float32 they stay in cache."""
 
-# What directions gather is [rank, width], added to for every block: fewer and larger blocks are then the cheaper ones.
-_ROWS_WITH_DIRECTIONS = 256
+# What directions gather is [rank, width], added to for every block: blocks twice as large, still in cache, are cheaper.
+_ROWS_WITH_DIRECTIONS = 64
+
+# Steps of subspace iteration on the small matrix. Two make intervals narrower by a thirtieth, and cost what that saves.
+_LEAD_STEPS = 1
 
 # A form of rank one in one block loses a factor of 30 on either side at e^-20: the lower tail of chi squared of 16.
 _WORST_LOSS = 1000.0
@@ -57,6 +62,8 @@ class Estimate:
     score: float
     low: float
     high: float
+    leads: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """[rows, n] in half precision: where a further sketch finds the directions that hold most of the norm."""
 
 
 class BlockSigns:
@@ -103,49 +110,90 @@ class BlockSigns:
 
 
 def sketch(
-    query: Matrix, key: Matrix, *, head_dim: int, columns: int, rng: np.random.Generator, rank: int = 0
+    query: Matrix,
+    key: Matrix,
+    *,
+    head_dim: int,
+    columns: int,
+    rng: np.random.Generator,
+    rank: int = 0,
+    hint: np.ndarray | None = None,
+    leads: int = 0,
 ) -> Estimate:
     """Estimate the score of one layer, all heads together.
 
     ``query`` [n_heads * head_dim, d_model] and ``key`` [n_kv_heads * head_dim, d_model]; ``columns`` dimensions are
-    kept on either side, and ``rank`` directions are taken exactly, which goes through the weights twice. Weights with
-    NaN or infinity give a score that is not finite.
+    kept on either side, and ``rank`` directions are taken exactly, found from ``hint``: the leads of an earlier sketch
+    of the layer, which was made with other signs, or None. That goes through the weights twice. ``leads`` are as many
+    as the estimate is asked to give. Weights with NaN or infinity give a score that is not finite.
     """
     rows, width = key.shape
     left, right = BlockSigns(width, columns, rng), BlockSigns(width, columns, rng)
     small_query = np.empty((rows, left.columns), np.float32)
     small_key = np.empty((rows, right.columns), np.float32)
+    if not rank:
+        for part, block in _blocks(key, rows, head_dim, ROWS_AT_A_TIME):
+            right.project(block, small_key[part])
+        for part, block in _blocks(query, rows, head_dim, ROWS_AT_A_TIME):
+            left.project(block, small_query[part])
+        small = _product(small_query, small_key)
+        return _estimate(small, 0.0, left, right, _leads(small, small_key, leads, rng))
+    seen = _seen(key, head_dim, rank, rng) if hint is None else hint[:, :rank].astype(np.float32)
+    found = np.zeros((seen.shape[1], width), np.float32)
+    # Group sums are made once: in float32 they take no more than the query weights that they come from.
+    summed = np.empty((rows, width), np.float32) if len(query) > rows else None
+    for part, block in _blocks(query, rows, head_dim, _ROWS_WITH_DIRECTIONS):
+        left.project(block, small_query[part])
+        found += seen[part].T @ block
+        if summed is not None:
+            summed[part] = block
+    directions = np.zeros((width, 0), np.float32)
+    if np.isfinite(found).all() and found.any():
+        directions = np.ascontiguousarray(np.linalg.qr(found.T.astype(np.float64))[0], np.float32)
+    along = np.empty((rows, directions.shape[1]), np.float32)
+    for part, block in _blocks(query if summed is None else summed, rows, head_dim, _ROWS_WITH_DIRECTIONS):
+        np.matmul(block, directions, out=along[part])
+    image = np.zeros((directions.shape[1], width), np.float32)
+    for part, block in _blocks(key, rows, head_dim, _ROWS_WITH_DIRECTIONS):
+        right.project(block, small_key[part])
+        image += along[part].T @ block
+    small = _product(small_query, small_key)
+    following = _leads(small, small_key, leads, rng)
+    captured = float(np.vdot(image.astype(np.float64), image.astype(np.float64)))
+    inside, outside = (
+        np.empty((len(image), left.columns), np.float32),
+        np.empty((len(image), right.columns), np.float32),
+    )
+    left.project(np.ascontiguousarray(directions.T), inside)
+    right.project(image, outside)
+    small -= inside.T.astype(np.float64) @ outside.astype(np.float64)
+    return _estimate(small, captured, left, right, following)
+
+
+def _seen(key: Matrix, head_dim: int, rank: int, rng: np.random.Generator) -> np.ndarray:
+    """The key weights times random vectors, [rows, rank]: where nothing is known of the layer, leads without aim."""
+    rows, width = key.shape
     test = rng.standard_normal((width, rank), dtype=np.float32)
     seen = np.empty((rows, rank), np.float32)
-    step = _ROWS_WITH_DIRECTIONS if rank and len(query) == rows else ROWS_AT_A_TIME
-    for part, block in _blocks(key, rows, head_dim, step):
-        right.project(block, small_key[part])
-        if rank:
-            np.matmul(block, test, out=seen[part])
-    found = np.zeros((rank, width), np.float32)
-    for part, block in _blocks(query, rows, head_dim, step):
-        left.project(block, small_query[part])
-        if rank:
-            found += seen[part].T @ block
-    small = _product(small_query, small_key)
-    captured = 0.0
-    if rank and np.isfinite(small).all() and found.any():
-        directions = np.linalg.qr(found.T.astype(np.float64))[0].astype(np.float32)
-        along = np.empty((rows, directions.shape[1]), np.float32)
-        for part, block in _blocks(query, rows, head_dim, step):
-            np.matmul(block, directions, out=along[part])
-        image = np.zeros((directions.shape[1], width), np.float32)
-        for part, block in _blocks(key, rows, head_dim, step):
-            image += along[part].T @ block
-        captured = float(np.vdot(image.astype(np.float64), image.astype(np.float64)))
-        inside, outside = (
-            np.empty((len(image), left.columns), np.float32),
-            np.empty((len(image), right.columns), np.float32),
-        )
-        left.project(np.ascontiguousarray(directions.T), inside)
-        right.project(image, outside)
-        small -= inside.T.astype(np.float64) @ outside.astype(np.float64)
-    return _estimate(small, captured, left, right)
+    for part, block in _blocks(key, rows, head_dim, _ROWS_WITH_DIRECTIONS):
+        np.matmul(block, test, out=seen[part])
+    return seen
+
+
+def _leads(small: np.ndarray, small_key: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray | None:
+    """B G V, [rows, count], where V spans about the leading right singular vectors of the sketch M': A^T of that,
+    M G V, spans about the leading left ones of M. Half precision does: directions need not be exact, only the same
+    ones wherever they are used."""
+    count = min(count, *small.shape)
+    if not count or not np.isfinite(small).all() or not small.any():
+        return None
+    matrix = (small / np.abs(small).max()).astype(np.float32)
+    vectors = rng.standard_normal((matrix.shape[1], count), dtype=np.float32)
+    for _ in range(_LEAD_STEPS):
+        vectors = np.linalg.qr(matrix.T @ (matrix @ vectors))[0]
+    leads = small_key @ vectors
+    largest = np.abs(leads).max(axis=0)
+    return (leads / np.where(largest > 0, largest, 1)).astype(np.float16)
 
 
 def _blocks(array: Matrix, rows: int, head_dim: int, step: int) -> Iterator[tuple[slice, np.ndarray]]:
@@ -182,7 +230,9 @@ def _product(small_query: np.ndarray, small_key: np.ndarray) -> np.ndarray:
     return total
 
 
-def _estimate(small: np.ndarray, captured: float, left: BlockSigns, right: BlockSigns) -> Estimate:
+def _estimate(
+    small: np.ndarray, captured: float, left: BlockSigns, right: BlockSigns, leads: np.ndarray | None = None
+) -> Estimate:
     squared = float(np.vdot(small, small))
     if not np.isfinite(squared + captured):
         return Estimate(math.nan, math.nan, math.nan)
@@ -194,6 +244,7 @@ def _estimate(small: np.ndarray, captured: float, left: BlockSigns, right: Block
         math.sqrt(captured + squared),
         math.sqrt(captured + low) * (1 - _ROUNDING),
         math.sqrt(captured + high) * (1 + _ROUNDING),
+        leads,
     )
 
 

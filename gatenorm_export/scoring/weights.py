@@ -66,13 +66,25 @@ class TowerWeights:
         Raises:
             InputError: as :meth:`load`.
         """
+        mapped = self.mapped(layer)
+        if mapped is None:
+            return None
+        query, key = mapped
+        return Rows(query, window=ROWS_AT_A_TIME), Rows(key, window=ROWS_AT_A_TIME)
+
+    def mapped(self, layer: LayerTensors) -> tuple[np.ndarray, np.ndarray] | None:
+        """Query and key of one layer without a digest, read where they are used; None as :meth:`rows`.
+
+        Raises:
+            InputError: as :meth:`load`.
+        """
         source = self.source
         if not isinstance(source, SafetensorsSource) or not source.mapped or self.tower.layout != SEPARATE:
             return None
         if any(source.tensors[name].dtype not in _STREAMED_DTYPES for name in layer.names):
             return None
         query, key = (source.values(name) for name in layer.names)
-        return Rows(query, window=ROWS_AT_A_TIME), Rows(key, window=ROWS_AT_A_TIME)
+        return query, key
 
     def norm(self, layer: LayerTensors) -> np.ndarray:
         """The weight of the norm before attention, [d_model], as it is stored.
