@@ -28,7 +28,7 @@ _NO_TEXT = {"vision": "images", "speech": "audio"}
 
 @dataclasses.dataclass(frozen=True)
 class CorrelationRequest:
-    """What to measure on; ``text`` None is the text that gatenorm ships. ``cut`` is how many lowest layers are compared,
+    """What to measure on; ``text`` None is the shipped text. ``cut`` is how many lowest layers are compared,
     a quarter of all where it is None; ``tower`` is needed for a checkpoint of several."""
 
     text: Path | None
