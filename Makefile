@@ -7,22 +7,16 @@ BIN := $(VENV)/bin
 VENV5 ?= .venv5
 PYTEST := GATENORM_TRANSFORMERS5_PYTHON=$(abspath $(VENV5))/bin/python $(BIN)/python -m pytest
 
-.PHONY: demo test test-tiny test-real lint matrix clean
+.PHONY: demo test lint matrix clean
 
 demo: $(VENV)/.demo
 	$(BIN)/gatenorm run smollm2 --drop 4 --out out
 
 # What is tiny runs in two processes of one thread each: on busy cores, two threads wait for each other most of the time.
-# What is real, the README's commands above all, runs beside it: it waits for files and single threads as often as not,
-# and no test judges a time.
+# What is real times latency, so it runs alone and with every core: beside other work it takes three times as long.
 test:
 	$(MAKE) -j2 $(VENV5)/.graphs5 lint
-	$(MAKE) -j2 --output-sync=line test-real test-tiny
-
-test-tiny: $(VENV)/.dev $(VENV5)/.graphs5
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not real" -n 2 --dist loadfile
-
-test-real: $(VENV)/.dev
 	$(PYTEST) -m real
 
 lint: $(VENV)/.dev
