@@ -39,6 +39,7 @@ def load_framework_model(spec: ModelSpec, tower: str = "") -> tuple[Any, Any | N
     folder, options = _location(spec)
     with silenced():
         try:
+            options |= _tower_config(folder, loader, tower)
             model = getattr(transformers, loader).from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **options
             )
@@ -49,6 +50,20 @@ def load_framework_model(spec: ModelSpec, tower: str = "") -> tuple[Any, Any | N
         # Gemma 2 caps its attention scores; torch's fused attention, the default, leaves the cap out.
         model.set_attn_implementation("eager")
     return model.eval(), load_tokenizer(None, spec)
+
+
+def _tower_config(folder: str, loader: str, tower: str) -> dict[str, Any]:
+    """The config of one CLIP tower: its projection has the size that the whole model's config says, not its own."""
+    if not loader.endswith("ModelWithProjection") or not tower:
+        return {}
+    from transformers import AutoConfig
+
+    whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    section = getattr(whole, f"{tower}_config", None)
+    if section is None:
+        return {}
+    section.projection_dim = whole.projection_dim
+    return {"config": section}
 
 
 def load_config(folder: Path, spec: ModelSpec | None) -> Any:
@@ -206,7 +221,7 @@ def zeroed_attention(
             weight.data = data
 
 
-def _location(spec: ModelSpec) -> tuple[str, dict[str, str]]:
+def _location(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     path = Path(spec.path)
     if spec.source == "gguf":
         return str(path.parent), {"gguf_file": path.name}

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+_FAILURES_IN_ALL = 4
+"""Of one request, however often it is made again."""
+
 
 @dataclasses.dataclass
 class Behaviour:
@@ -46,6 +49,7 @@ def serving(folder: Path, **options: object) -> Iterator[Served]:
     """Serve ``folder`` until the block ends; ``options`` are fields of :class:`Behaviour`."""
     behaviour = Behaviour(**options)
     chance, lock = random.Random(behaviour.seed), threading.Lock()
+    unlucky: Counter[tuple[str, str]] = Counter()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -54,6 +58,12 @@ def serving(folder: Path, **options: object) -> Iterator[Served]:
             with lock:
                 behaviour.requests[self.path] += 1
                 draw = chance.random() if behaviour.seed is not None else 1.0
+                # Not even a bad server fails one request more often than anyone tries.
+                asked = self.path, self.headers.get("Range", "")
+                if draw < 0.35:
+                    unlucky[asked] += 1
+                    if unlucky[asked] > _FAILURES_IN_ALL:
+                        draw = 1.0
             path = folder / self.path.partition("?")[0].lstrip("/")
             if behaviour.always is not None:
                 return self.plain(behaviour.always)
