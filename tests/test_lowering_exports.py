@@ -35,10 +35,10 @@ ELSEWHERE = (
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Where the graphs lie; those of the other environment are made by one process, which takes long to start."""
     folder = tmp_path_factory.mktemp("exports")
-    if OTHER_PYTHON in os.environ:
+    if OTHER_PYTHON in os.environ and any(item.get_closest_marker("wide") for item in request.session.items):
         prepare([Request(folder, cells.exporter(name), models.family(family)) for name, family in ELSEWHERE])
     return folder
 
@@ -59,7 +59,9 @@ def lowered(graph: Path, pruned_first: tuple[int, ...] = (), pruned_last: tuple[
     return ir.serde.serialize_model(model).SerializeToString()
 
 
-@pytest.mark.parametrize(("exporter", "family"), [*HERE, *ELSEWHERE])
+@pytest.mark.parametrize(
+    ("exporter", "family"), [*HERE, *(pytest.param(*case, marks=pytest.mark.wide) for case in ELSEWHERE)]
+)
 def test_lowered_exports_answer_the_same(exporter: str, family: str, cache: Path) -> None:
     graph = exported(cache, exporter, family)
     # Kernels may round what a packed product reads; a lowered product does not.
