@@ -123,15 +123,18 @@ def lowest(scores: LayerScores, n: int) -> set[int]:
 
 
 def peak_memory_bytes(folder: Path, cuts: tuple[int, ...]) -> int:
-    """Peak resident memory of a fresh process that scores, from ``ru_maxrss``; files are read, not mapped."""
+    """Peak resident memory of a fresh process that scores.
+
+    Linux's VmHWM: ``ru_maxrss`` of a child begins with what its parent had when it was started.
+    """
     code = (
-        "import resource, sys\nfrom gatenorm_export.scoring import ScoreRequest, score_model\n"
+        "import pathlib, re\nfrom gatenorm_export.scoring import ScoreRequest, score_model\n"
         "from gatenorm_export.sources import resolve_model\n"
-        f"score_model(resolve_model({str(folder)!r}), ScoreRequest(cuts={cuts!r}))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        f"score_model(resolve_model({str(folder)!r}, whole=False), ScoreRequest(cuts={cuts!r}))\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+    return int(done.stdout) * 1024
 
 
 def command_seconds(folder: Path, drop: int) -> float:
@@ -148,7 +151,7 @@ def measure(
     """All figures of one checkpoint: reading, scoring and the direct product in turns, ``repeat`` times."""
     spots = places(folder)
     n_bytes = read(spots, threads=1)
-    spec = resolve_model(str(folder))
+    spec = resolve_model(str(folder), whole=False)
     request = ScoreRequest(cuts=cuts, device=device)
     reading, both, digesting, scoring, direct, exact = (Times() for _ in range(6))
     sketched: LayerScores | None = None
