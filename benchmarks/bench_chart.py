@@ -13,7 +13,7 @@ from html import escape
 from benchmarks.bench_tables import Cell
 from gatenorm_export.records.bench import BenchReport, BenchRow, Phase
 from gatenorm_export.sweeping.layout import Scale, share_ticks, text_width
-from gatenorm_export.sweeping.looks import Look, style
+from gatenorm_export.sweeping.looks import Look, legend, style
 
 _WIDTH, _LEFT, _GAP, _RIGHT, _HEIGHT = 1040, 58, 56, 20, 320
 _PANEL = (_WIDTH - _LEFT - _GAP - _RIGHT) / 2
@@ -131,14 +131,7 @@ def _legend(look: Look, names: Sequence[str], top: float) -> tuple[str, float]:
     entries.append(
         ('<line class="gs-predicted" stroke="var(--soft)" x1="0" x2="26" y1="-4" y2="-4"/>', "roofline predicts")
     )
-    parts, x, y = [], float(_LEFT), top
-    for sign, word in entries:
-        width = 34 + text_width(word) + 18
-        if x > _LEFT and x + width > _WIDTH - _RIGHT:
-            x, y = float(_LEFT), y + _LINE
-        parts.append(f'<g transform="translate({x:.1f} {y:.1f})">{sign}<text x="34" y="0">{escape(word)}</text></g>')
-        x += width
-    return "".join(parts), y + 20
+    return legend(entries, left=_LEFT, right=_WIDTH - _RIGHT, top=top, line=_LINE, gap=18)
 
 
 def _foot(report: BenchReport, top: float) -> tuple[str, float]:

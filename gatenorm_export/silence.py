@@ -30,24 +30,25 @@ def silenced() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def silent_natives() -> Iterator[None]:
-    """While the block runs, drop what native code writes to the process's standard output.
+def silent_natives(descriptor: int = 1) -> Iterator[None]:
+    """While the block runs, drop what native code writes to the process's standard output, or to error output (2).
 
-    A failing trace of torch prints its whole graph there, past Python's own ``sys.stdout``.
+    A failing trace of torch prints its whole graph there, past Python's own ``sys.stdout``; Ray a line for each try to
+    connect, twenty in all.
     """
-    sys.stdout.flush()
+    (sys.stdout if descriptor == 1 else sys.stderr).flush()
     try:
-        kept = os.dup(1)
+        kept = os.dup(descriptor)
     except OSError:
         # Closed, as under some service managers: then nothing can be written there either.
         yield
         return
     try:
         with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), descriptor)
             yield
     finally:
-        os.dup2(kept, 1)
+        os.dup2(kept, descriptor)
         os.close(kept)
 
 

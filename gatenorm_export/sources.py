@@ -15,7 +15,7 @@ from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import TOKENIZER_FILES
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import FileDigest, ModelSpec
-from gatenorm_export.scoring.weights import open_towers, tower_spec, with_digests
+from gatenorm_export.scoring.weights import describe_towers
 
 _BESIDE = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json")
 """What else defines a model, where it lies in its folder."""
@@ -56,10 +56,7 @@ def resolve_model(
         query_pattern=patterns.query if patterns else None,
         key_pattern=patterns.key if patterns else None,
     )
-    with open_towers(spec) as opened:
-        towers = tuple(tower_spec(weights.tower) for weights in opened)
-    spec = spec.model_copy(update={"towers": towers})
-    return with_digests(spec) if whole else spec
+    return spec.model_copy(update={"towers": describe_towers(spec, digests=whole)})
 
 
 def _loadable(located: Located) -> str:

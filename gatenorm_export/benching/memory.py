@@ -8,7 +8,9 @@ import gc
 from pathlib import Path
 from typing import Any
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from gatenorm_export.memory import PROCESS, free_memory, kernel_bytes
+
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 class ProcessMemory:
@@ -18,8 +20,8 @@ class ProcessMemory:
         self._before: int | None = None
 
     def available(self) -> int | None:
-        """What the kernel thinks can be taken without swapping."""
-        return _field(Path("/proc/meminfo"), "MemAvailable:")
+        """What can be taken without swapping."""
+        return free_memory()
 
     def begin(self) -> None:
         """Set the kernel's high-water mark back to what is resident now.
@@ -31,11 +33,11 @@ class ProcessMemory:
             ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):
             _CLEAR.write_text("5")
-        self._before = _field(_STATUS, "VmRSS:")
+        self._before = kernel_bytes(PROCESS, "VmRSS:")
 
     def peak(self) -> int | None:
         """The high-water mark over what was resident at ``begin``."""
-        most = _field(_STATUS, "VmHWM:")
+        most = kernel_bytes(PROCESS, "VmHWM:")
         return None if most is None or self._before is None else max(most - self._before, 0)
 
 
@@ -74,12 +76,3 @@ class AllocatorMemory(DeviceMemory):
         """torch's high-water mark over what was handed out at ``begin``."""
         self._cuda.synchronize()
         return max(int(self._cuda.max_memory_allocated()) - self._before, 0)
-
-
-def _field(path: Path, name: str) -> int | None:
-    """A line such as ``VmRSS:   1234 kB`` in bytes."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), None)

@@ -6,10 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from gatenorm_export.artifacts import sha256_of
+from gatenorm_export.comparing.graph_pair import read_graph_pair
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.graphs import graph_manifest
-from gatenorm_export.pruning import describe_graph
-from gatenorm_export.records import ExportedGraph, PrunedGraph, PrunePlan
+from gatenorm_export.records import PrunePlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,39 +23,18 @@ class Lineage:
 
 
 def graph_lineage(base: Path, pruned: Path) -> Lineage:
-    """Check two graphs.
+    """Check two graphs: as :func:`read_graph_pair` does, and that one of them is pruned further.
 
     Raises:
         InputError: one is damaged, or not what its manifest describes.
         RefusedError: they are the same graph, swapped, or of different parents.
     """
-    base_record, pruned_record = graph_manifest(base), graph_manifest(pruned)
-    base_sha256, pruned_sha256 = sha256_of(base), sha256_of(pruned)
-    if base_sha256 == pruned_sha256:
+    if sha256_of(base) == sha256_of(pruned):
         raise RefusedError(f"{base} and {pruned} are the same graph; name a graph and what was pruned from it")
-    if isinstance(base_record, PrunedGraph) and base_record.parent_sha256 == pruned_sha256:
-        raise RefusedError(f"{base} was pruned from {pruned}: base and pruned are swapped; name the base first")
-    if isinstance(pruned_record, PrunedGraph):
-        recovered = isinstance(base_record, ExportedGraph) and pruned_record.recovered_from == base_record.model.digest
-        if pruned_record.parent_sha256 != base_sha256 and not recovered:
-            raise RefusedError(
-                f"{pruned} was pruned from another graph ({pruned_record.parent_path}, sha256 "
-                f"{pruned_record.parent_sha256[:12]}) than {base} ({base_sha256[:12]}); measure it with its own parent"
-            )
-        return Lineage(
-            base_sha256, pruned_sha256, pruned_record.n_layers, pruned_record.dropped, pruned_record.plan_sha256
-        )
-    before, after = describe_graph(base), describe_graph(pruned)
-    if before.n_layers != after.n_layers:
-        raise RefusedError(
-            f"{base} has {before.n_layers} attention layers, {pruned} comes from a graph with {after.n_layers}; "
-            "measure a graph with what it was pruned from"
-        )
-    if not set(before.dropped) <= set(after.dropped):
-        raise RefusedError(f"{base} lacks layers that {pruned} has: base and pruned are swapped; name the base first")
-    if before.dropped == after.dropped:
+    pair = read_graph_pair(base, pruned)
+    if pair.nothing_removed:
         raise RefusedError(f"{pruned} has all layers that {base} has; name a graph and what was pruned from it")
-    return Lineage(base_sha256, pruned_sha256, after.n_layers, after.dropped, None)
+    return Lineage(pair.base_sha256, pair.pruned_sha256, pair.n_layers, pair.dropped, pair.plan_sha256)
 
 
 def read_plan(path: Path, checkpoint: str) -> PrunePlan:

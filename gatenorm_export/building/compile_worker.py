@@ -17,6 +17,7 @@ from typing import Any
 from gatenorm_export.building.flavours import Flavour
 from gatenorm_export.building.job import BuildJob
 from gatenorm_export.errors import RefusedError
+from gatenorm_export.memory import PROCESS, kernel_bytes
 from gatenorm_export.records import Profile
 
 _REPORT_SECONDS = 0.1
@@ -72,7 +73,7 @@ def _compile(job: BuildJob, report: Any) -> dict[str, Any]:
         raise RefusedError(f"{job.graph}: TensorRT cannot build an engine from it") from error
     seconds = time.perf_counter() - start
     Path(job.engine).write_bytes(serialized)
-    return facts | {"compile_seconds": seconds, "peak_bytes": _peak_bytes()}
+    return facts | {"compile_seconds": seconds, "peak_bytes": kernel_bytes(PROCESS, "VmHWM:")}
 
 
 def _serialize(trt: Any, builder: Any, network: Any, job: BuildJob, report: Any) -> Any:
@@ -197,20 +198,6 @@ def _constant_bytes(trt: Any, network: Any) -> int:
             layer.__class__ = trt.IConstantLayer
             total += int(layer.weights.nbytes)
     return total
-
-
-def _peak_bytes() -> int | None:
-    """The most memory that this process had; None where the system does not tell.
-
-    getrusage will not do: what it gives counts from before this program was started, in the memory of the parent.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None
 
 
 if __name__ == "__main__":

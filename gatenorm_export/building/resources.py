@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from gatenorm_export.errors import OutputError, RefusedError
+from gatenorm_export.memory import free_memory
 
 # Measured with TensorRT-RTX 1.7.1 on Linux. The builder's process takes 245 MB on a graph of 33 kB of weights, and
 # 4,307 MB on 80 products of 1,342 MB together: 3.0 bytes for each byte of weights. SmolLM2-135M, of 7,426 nodes, takes
@@ -27,48 +28,6 @@ def memory_needed(weight_bytes: int, n_nodes: int, *, shared: bool) -> int:
 def engine_size(weight_bytes: int, *, shared: bool) -> int:
     """Bytes of the engine, at most."""
     return _PLAN_BYTES + round(weight_bytes * (_DISK_SHARED if shared else _DISK_TWICE))
-
-
-def free_memory() -> int | None:
-    """Bytes that a new process can have: of the machine, and of the container's limit; None where nothing tells."""
-    found = [value for value in (_machine(), _container()) if value is not None]
-    return min(found) if found else None
-
-
-def _machine() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None
-
-
-def _container() -> int | None:
-    """What a control group leaves; its own file caches can be dropped, so they do not count as used."""
-    for limit, used, statistics, cache in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-            "total_inactive_file",
-        ),
-    ):
-        try:
-            highest = (_GROUP / limit).read_text().strip()
-            if not highest.isdigit():
-                continue
-            lines = (line.split() for line in (_GROUP / statistics).read_text().splitlines())
-            droppable = next((int(value) for name, value in lines if name == cache), 0)
-            return max(int(highest) - int((_GROUP / used).read_text()) + droppable, 0)
-        except (OSError, ValueError):
-            continue
-    return None
-
-
-_GROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(graph: Path, weight_bytes: int, n_nodes: int, *, shared: bool, halved: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from gatenorm_export.checkpoints.dtypes import BITS, NUMPY
 from gatenorm_export.checkpoints.ranges import ByteReader, Folder, Opened, digest_of, parse_json, read_json
-from gatenorm_export.checkpoints.tensors import StoredTensor, TensorInfo
+from gatenorm_export.checkpoints.tensors import Listing, StoredTensor, TensorInfo
 from gatenorm_export.errors import InputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,7 +48,7 @@ class SafetensorsSource:
             weight_map = dict.fromkeys(self._header(file), file)
         assert weight_map is not None
         self._holder = weight_map
-        self.tensors: Mapping[str, TensorInfo] = _Listing(self)
+        self.tensors: Mapping[str, TensorInfo] = Listing(self._holder, self.info)
         self.fields: Mapping[str, Any] = {}
 
     def read(self, name: str) -> StoredTensor:
@@ -123,27 +123,6 @@ class SafetensorsSource:
     def names(self) -> Mapping[str, str]:
         """Tensor name -> file name; nothing is opened to tell."""
         return self._holder
-
-
-class _Listing(Mapping[str, TensorInfo]):
-    """The table of tensors. Names come from the index; asking for a row opens its shard, and only that one."""
-
-    def __init__(self, source: SafetensorsSource) -> None:
-        self._source = source
-
-    def __getitem__(self, name: str) -> TensorInfo:
-        if name not in self._source.names:
-            raise KeyError(name)
-        return self._source.info(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source.names)
-
-    def __len__(self) -> int:
-        return len(self._source.names)
 
 
 def read_weight_map(folder: Folder, index: str = INDEX) -> dict[str, str]:

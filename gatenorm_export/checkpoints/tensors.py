@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,28 @@ class StoredTensor:
 
     values: np.ndarray
     digest: str
+
+
+class Listing(Mapping[str, TensorInfo]):
+    """The table of tensors of a checkpoint in shards: names come from its index; asking for a row opens a shard, and
+    only that one."""
+
+    def __init__(self, names: Mapping[str, str], row: Callable[[str], TensorInfo]) -> None:
+        self._names, self._row = names, row
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._row(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class TensorSource(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from gatenorm_export.checkpoints.dtypes import NUMPY
 from gatenorm_export.checkpoints.ranges import digest_of
-from gatenorm_export.checkpoints.tensors import StoredTensor, TensorInfo
+from gatenorm_export.checkpoints.tensors import Listing, StoredTensor, TensorInfo
 from gatenorm_export.errors import InputError, needs
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -54,7 +54,7 @@ class TorchSource:
             weight_map = dict.fromkeys(self._load(file), file)
         assert weight_map is not None
         self._holder = weight_map
-        self.tensors: Mapping[str, TensorInfo] = _Listing(self)
+        self.tensors: Mapping[str, TensorInfo] = Listing(self._holder, self.info)
         self.fields: Mapping[str, Any] = {}
 
     def read(self, name: str) -> StoredTensor:
@@ -102,25 +102,6 @@ class TorchSource:
         if file not in self._files:
             self._files[file] = _load_tensors(self._folder / file)
         return self._files[file]
-
-
-class _Listing(Mapping[str, TensorInfo]):
-    def __init__(self, source: TorchSource) -> None:
-        self._source = source
-
-    def __getitem__(self, name: str) -> TensorInfo:
-        if name not in self._source.names:
-            raise KeyError(name)
-        return self._source.info(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source.names)
-
-    def __len__(self) -> int:
-        return len(self._source.names)
 
 
 def _load_tensors(path: Path) -> dict[str, Any]:

@@ -31,6 +31,9 @@ class GraphPair:
     tower: str = ""
     cross: tuple[int, ...] = ()
     n_cross: int = 0
+    plan_sha256: str | None = None
+    nothing_removed: bool = False
+    """Only of graphs without a record: that both lack the same layers."""
 
     @property
     def judged(self) -> tuple[str, tuple[int, ...], int]:
@@ -73,6 +76,7 @@ def read_graph_pair(base: Path, pruned: Path) -> GraphPair:
             pruned_record.tower,
             pruned_record.dropped_cross,
             pruned_record.n_cross,
+            pruned_record.plan_sha256,
         )
     before, after = describe_graph(base), describe_graph(pruned)
     if before.n_layers != after.n_layers:
@@ -96,6 +100,7 @@ def read_graph_pair(base: Path, pruned: Path) -> GraphPair:
         tower=kind_of_graph(pruned).tower,
         cross=after.dropped_cross,
         n_cross=after.n_cross,
+        nothing_removed=before.dropped == after.dropped,
     )
 
 

@@ -46,16 +46,21 @@ def open_session(graph: Path) -> Any:
         raise InputError(f"{graph}: ONNX Runtime cannot load it ({first})") from error
 
 
+def step_metadata() -> Any:
+    """What a runner with a cache of its own takes: tokens, mask and positions; all lengths are dynamic."""
+    metadata = TensorMetadata()
+    for name in (TOKENS, MASK, POSITIONS):
+        metadata.add(name, dtype=DataType.INT64, shape=(-1, -1))
+    return metadata
+
+
 class _CachedRunner(BaseRunner):  # type: ignore[misc]
     """What both runners share: the feed's metadata, and zeros for padding."""
 
     @util.check_called_by("get_input_metadata")  # type: ignore[untyped-decorator]
     def get_input_metadata_impl(self) -> Any:
-        """All lengths are dynamic."""
-        metadata = TensorMetadata()
-        for name in (TOKENS, MASK, POSITIONS):
-            metadata.add(name, dtype=DataType.INT64, shape=(-1, -1))
-        return metadata
+        """See :func:`step_metadata`."""
+        return step_metadata()
 
     def _step(self, feed: Feed) -> np.ndarray:
         raise NotImplementedError

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from polygraphy import util
 from polygraphy.backend.base import BaseRunner
-from polygraphy.common import TensorMetadata
 from polygraphy.datatype import DataType
 
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, CacheInput, DecodeSignature
+from gatenorm_export.comparing.runners import step_metadata
+from gatenorm_export.comparing.signature import MASK, TOKENS, CacheInput, DecodeSignature
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.records import Profile
 
@@ -44,11 +44,8 @@ class StepRunner(BaseRunner):  # type: ignore[misc]
 
     @util.check_called_by("get_input_metadata")  # type: ignore[untyped-decorator]
     def get_input_metadata_impl(self) -> Any:
-        """All lengths are dynamic."""
-        metadata = TensorMetadata()
-        for name in (TOKENS, MASK, POSITIONS):
-            metadata.add(name, dtype=DataType.INT64, shape=(-1, -1))
-        return metadata
+        """See :func:`step_metadata`."""
+        return step_metadata()
 
     @util.check_called_by("activate")  # type: ignore[untyped-decorator]
     def activate_impl(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gatenorm_export.errors import InputError, RefusedError, needs
-from gatenorm_export.executing.ray_talk import Aside, mute_natives
+from gatenorm_export.executing.ray_talk import Aside
 from gatenorm_export.executing.running import clear_labelled, is_there
 from gatenorm_export.executing.store import ArtifactStore
 from gatenorm_export.executing.tasks import Outcome, Resources, Task
@@ -20,6 +20,7 @@ from gatenorm_export.executing.worker import describe, error_of, packed, pieces_
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import FileDigest
 from gatenorm_export.records.task import Machine
+from gatenorm_export.silence import silent_natives
 
 RETRIES = 3
 """How often a task is begun again after the process or machine that did it died."""
@@ -123,7 +124,7 @@ class RayExecutor:
             quiet |= {"include_dashboard": False}
             self._progress.say("start a Ray cluster of this machine")
         try:
-            with warnings.catch_warnings(), mute_natives():
+            with warnings.catch_warnings(), silent_natives(2):
                 # What they warn of is what the error says.
                 warnings.simplefilter("ignore")
                 self._ray.init(address=address, **quiet)

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from gatenorm_export.progress import Progress
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 160
-
-
-@contextlib.contextmanager
-def mute_natives() -> Iterator[None]:
-    """While the block runs, drop what native code writes to stderr: a line for each try to connect, twenty in all."""
-    sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:
-        # Closed: nothing can be written there either.
-        yield
-        return
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 class Aside:

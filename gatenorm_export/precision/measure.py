@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gatenorm_export.memory import free_memory
 from gatenorm_export.records import ConversionCheck, OutputDifference
 
 Array = NDArray[Any]
@@ -55,24 +56,14 @@ def measure(
     Raises:
         CannotMeasure: memory is short, an input is unknown, or the runtime does not take a graph.
     """
-    needed, free = int(weight_bytes * _MEMORY_FACTOR), _free_bytes()
-    if needed > free:
+    needed, free = int(weight_bytes * _MEMORY_FACTOR), free_memory()
+    # Where the system does not tell, the attempt does.
+    if free is not None and needed > free:
         raise CannotMeasure(f"running it takes about {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free")
     expected = _run(source, caches, vocabulary)
     found = _run(prepared, caches, vocabulary)
     steps = ("prompt", *(f"decode {index + 1}" for index in range(len(expected) - 1)))
     return ConversionCheck(how=how, steps=steps, outputs=tuple(_differences(expected, found, caches)))
-
-
-def _free_bytes() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    # Where the kernel does not tell, the attempt does.
-    return 2**63
 
 
 def _differences(expected: Sequence[_Answer], found: Sequence[_Answer], caches: Caches) -> Iterator[OutputDifference]:

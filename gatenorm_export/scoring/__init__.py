@@ -3,6 +3,5 @@
 from gatenorm_export.scoring.gate_norm import gate_norm
 from gatenorm_export.scoring.model import ScoreRequest, score_model
 from gatenorm_export.scoring.trend import depth_trend
-from gatenorm_export.scoring.weights import with_digests
 
-__all__ = ["ScoreRequest", "depth_trend", "gate_norm", "score_model", "with_digests"]
+__all__ = ["ScoreRequest", "depth_trend", "gate_norm", "score_model"]

@@ -141,18 +141,6 @@ def _towers(spec: ModelSpec, source: TensorSource) -> tuple[Tower, ...]:
     return towers_of(spec.architecture, config, source.tensors, patterns=patterns, where=spec.path)
 
 
-def tower_spec(tower: Tower) -> TowerSpec:
-    """The dimensions of a tower, for records."""
-    return TowerSpec(
-        name=tower.name,
-        n_layers=len(tower.layers),
-        d_model=tower.d_model,
-        n_heads=tower.n_heads,
-        n_kv_heads=tower.n_kv_heads,
-        head_dim=tower.head_dim,
-    )
-
-
 def query_key_digest(layers: dict[int, str]) -> str:
     """xxh3-128 over the digests of a tower's layers: the same however a checkpoint is cut into files."""
     state = xxhash.xxh3_128()
@@ -161,18 +149,26 @@ def query_key_digest(layers: dict[int, str]) -> str:
     return str(state.hexdigest())
 
 
-def with_digests(spec: ModelSpec) -> ModelSpec:
-    """The checkpoint with the :func:`query_key_digest` of every tower, for stages that do not score.
+def describe_towers(spec: ModelSpec, *, digests: bool) -> tuple[TowerSpec, ...]:
+    """The dimensions of every tower; with ``digests`` also its :func:`query_key_digest`, for stages that do not score.
 
     Raises:
         InputError, RefusedError, MissingPartError: as :func:`open_towers`.
     """
     with open_towers(spec) as opened:
-        digests = {
-            weights.tower.name: query_key_digest(
-                {layer.layer: weights.load(layer).digest for layer in weights.tower.layers}
+        return tuple(
+            TowerSpec(
+                name=weights.tower.name,
+                n_layers=len(weights.tower.layers),
+                d_model=weights.tower.d_model,
+                n_heads=weights.tower.n_heads,
+                n_kv_heads=weights.tower.n_kv_heads,
+                head_dim=weights.tower.head_dim,
+                query_key_digest=query_key_digest(
+                    {layer.layer: weights.load(layer).digest for layer in weights.tower.layers}
+                )
+                if digests
+                else None,
             )
             for weights in opened
-        }
-    towers = (tower.model_copy(update={"query_key_digest": digests[tower.name]}) for tower in spec.towers)
-    return spec.model_copy(update={"towers": tuple(towers)})
+        )

@@ -16,7 +16,7 @@ from gatenorm_export.records import SweepCell, SweepFigures, SweepReport
 from gatenorm_export.reporting.formatting import layer_list
 from gatenorm_export.sweeping.front import pareto_front, saving_of, speed_of
 from gatenorm_export.sweeping.layout import Box, Scale, place_labels, ratio_ticks, share_ticks, text_width
-from gatenorm_export.sweeping.looks import Look, style
+from gatenorm_export.sweeping.looks import Look, legend, style
 
 _WIDTH, _LEFT, _GAP, _RIGHT, _HEIGHT = 1040, 62, 44, 20, 340
 _PANEL = (_WIDTH - _LEFT - _GAP - _RIGHT) / 2
@@ -223,14 +223,7 @@ def _legend(look: Look, top: float) -> tuple[str, float]:
             "Pareto front, with the number of removed layers",
         )
     )
-    parts, x, y = [], float(_LEFT), top
-    for sign, word in entries:
-        width = 34 + text_width(word) + 22
-        if x > _LEFT and x + width > _WIDTH - _RIGHT:
-            x, y = float(_LEFT), y + _LINE
-        parts.append(f'<g transform="translate({x:.1f} {y:.1f})">{sign}<text x="34" y="0">{escape(word)}</text></g>')
-        x += width
-    return "".join(parts), y + 20
+    return legend(entries, left=_LEFT, right=_WIDTH - _RIGHT, top=top, line=_LINE, gap=22)
 
 
 def _foot(report: SweepReport, top: float) -> tuple[str, float]:

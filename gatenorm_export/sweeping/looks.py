@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
+
+from gatenorm_export.sweeping.layout import text_width
 
 _LIGHT = ("#0b6e67", "#c2560c", "#4355c9", "#a8246f", "#7a6a00", "#2f7fb8", "#8a3b3b", "#59636d")
 _DARK = ("#4fd1c3", "#f2a065", "#9aa9ff", "#f08cc4", "#d9c84a", "#7cc1f0", "#e59c9c", "#a3adb7")
@@ -63,3 +67,17 @@ def style() -> str:
     """The style sheet of the picture, for light and dark."""
     colours = [" ".join(f"--c{i}:{c};" for i, c in enumerate(palette)) for palette in (_LIGHT, _DARK)]
     return _STYLE.replace("LIGHT", colours[0]).replace("DARK", colours[1])
+
+
+def legend(
+    entries: Sequence[tuple[str, str]], *, left: float, right: float, top: float, line: float, gap: float
+) -> tuple[str, float]:
+    """Signs, 26 px wide, each with its word, wrapped between ``left`` and ``right``; and the y below them."""
+    parts, x, y = [], left, top
+    for sign, word in entries:
+        width = 34 + text_width(word) + gap
+        if x > left and x + width > right:
+            x, y = left, y + line
+        parts.append(f'<g transform="translate({x:.1f} {y:.1f})">{sign}<text x="34" y="0">{escape(word)}</text></g>')
+        x += width
+    return "".join(parts), y + 20
