@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 VENV5 ?= .venv5
 PYTEST := GATENORM_TRANSFORMERS5_PYTHON=$(abspath $(VENV5))/bin/python $(BIN)/python -m pytest
 
-.PHONY: demo test wide lint matrix clean
+.PHONY: demo test wide lint docs matrix clean
 
 demo: $(VENV)/.demo
 	$(BIN)/gatenorm run smollm2 --drop 4 --out out
@@ -28,7 +28,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every family with every exporter, and the README's table of them; takes hours on two cores.
+# The documentation site; open site/index.html.
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict --quiet
+
+# Every family with every exporter, and the documentation's table of them; takes hours on two cores.
 matrix: $(VENV)/.dev $(VENV5)/.graphs5
 	GATENORM_TRANSFORMERS5_PYTHON=$(abspath $(VENV5))/bin/python $(BIN)/python -m benchmarks.matrix \
 		--json benchmarks/results/matrix.json --markdown
@@ -49,4 +53,4 @@ $(VENV5)/.graphs5: pyproject.toml | $(VENV5)/.torch $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV5) out
+	rm -rf $(VENV) $(VENV5) out site
