@@ -24,7 +24,32 @@ class ExitCode(IntEnum):
     UNFAITHFUL = 10
     THRESHOLD = 11
     REGRESSION = 12
+    TAMPERED = 13
+    BUSY = 14
     INTERRUPTED = 130
+
+    @property
+    def meaning(self) -> str:
+        """What it tells a pipeline, as the help and the documentation say it."""
+        return _MEANINGS[self]
+
+
+_MEANINGS: dict[ExitCode, str] = {
+    ExitCode.OK: "done",
+    ExitCode.INTERNAL: "a defect in gatenorm (please report the traceback)",
+    ExitCode.USAGE: "wrong usage of the command line",
+    ExitCode.BAD_INPUT: "an input is missing, damaged, or not what the verb works on",
+    ExitCode.MISSING_PART: "a package or program that this stage needs is not installed; the message names it",
+    ExitCode.REFUSED: "refused: what was asked cannot be done as asked",
+    ExitCode.OUTPUT: "the output cannot be written",
+    ExitCode.UNFAITHFUL: "the pruned graph does not compute what it should (faithfulness failed)",
+    ExitCode.THRESHOLD: "a limit was missed (--max-ppl-ratio, --max-kl, --min-speedup, --min-cosine, --min-agreement), "
+    "or a --control",
+    ExitCode.REGRESSION: "a row is slower than the baseline allows (bench --max-regression), or was not measured",
+    ExitCode.TAMPERED: "a bundle is not what it was when it was made",
+    ExitCode.BUSY: "another gatenorm is writing the same output; the message names it",
+    ExitCode.INTERRUPTED: "interrupted by Ctrl-C or SIGTERM; finished stages are kept",
+}
 
 
 class GateNormError(Exception):
@@ -37,6 +62,12 @@ class InputError(GateNormError):
     """A file or folder given to us is missing, damaged, or not what the verb works on."""
 
     exit_code = ExitCode.BAD_INPUT
+
+
+class TamperedError(InputError):
+    """A bundle is not what it was when it was made: a file was added, removed or changed, or its manifest was."""
+
+    exit_code = ExitCode.TAMPERED
 
 
 class MissingPartError(GateNormError):
@@ -55,6 +86,12 @@ class OutputError(GateNormError):
     """The result cannot be written: no permission, no space, a file in the way."""
 
     exit_code = ExitCode.OUTPUT
+
+
+class BusyError(GateNormError):
+    """Another process is writing the same output; the message names it."""
+
+    exit_code = ExitCode.BUSY
 
 
 @contextlib.contextmanager
