@@ -3,20 +3,19 @@
 from graph_passes.blocks import Block, DownProjection, find_blocks, find_read
 from graph_passes.bypass_attention import BypassAttention
 from graph_passes.cache_names import KVNames
-from graph_passes.convert_precision import Conversion, ConvertPrecision
 from graph_passes.cut import CutRefused, cut
 from graph_passes.dataflow import Dataflow
 from graph_passes.describe_site import Heads, block_form, heads_of
 from graph_passes.drop_cache_io import DropCacheIO
 from graph_passes.element_types import set_element_types
-from graph_passes.emulate_type import EmulateType
 from graph_passes.expose_residuals import ExposeResiduals, residual_names
 from graph_passes.find_attention import CROSS_LAYERS_KEY, LAYERS_KEY, N_CROSS_KEY, N_LAYERS_KEY, find_attention
 from graph_passes.gate_attention import GATE_NAMES, GateAttention
 from graph_passes.inline_functions import InlineAttentionFunctions
-from graph_passes.lower_operators import LOWERINGS, Lowered, LoweringRefused, LowerOperators, lower_operators
+from graph_passes.lowering import LOWERINGS, Lowered, LoweringRefused, LowerOperators, lower_operators
 from graph_passes.move_past_length import LengthMove, MovePastLength
 from graph_passes.operators import operator_name
+from graph_passes.precision import Conversion, ConvertPrecision, EmulateType
 from graph_passes.removal import Removal, plan_removal
 from graph_passes.remove_attention import RemoveAttention, apply_removal, remove_attention
 from graph_passes.sites import (

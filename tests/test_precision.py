@@ -20,7 +20,7 @@ from gatenorm_export.errors import InputError, MissingPartError, RefusedError
 from gatenorm_export.precision import graph_precision, prepare, prepare_graph
 from gatenorm_export.records import Precision, PreparedGraph
 from graph_passes import EmulateType, remove_attention, set_element_types
-from graph_passes.convert_precision import rounded
+from graph_passes.precision.convert_precision import rounded
 
 HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 

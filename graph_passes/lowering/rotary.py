@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graph_passes.lower_tape import INT64, CannotLower, LowerTape
+from graph_passes.lowering.lower_tape import INT64, CannotLower, LowerTape
 
 Results = Sequence[ir.Value | None]
 

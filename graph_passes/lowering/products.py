@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graph_passes.lower_tape import CannotLower, LowerTape
+from graph_passes.lowering.lower_tape import CannotLower, LowerTape
 
 Results = Sequence[ir.Value | None]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graph_passes.lower_tape import FLOAT, INT32, CannotLower, LowerTape
+from graph_passes.lowering.lower_tape import FLOAT, INT32, CannotLower, LowerTape
 from graph_passes.operators import SKIP_NORMS, operator_of
 
 Results = Sequence[ir.Value | None]

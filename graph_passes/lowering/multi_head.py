@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graph_passes.lower_attention_core import Scores, attend, causal, merge_heads, split_heads
-from graph_passes.lower_tape import INT64, CannotLower, LowerTape
+from graph_passes.lowering.attention_core import Scores, attend, causal, merge_heads, split_heads
+from graph_passes.lowering.lower_tape import INT64, CannotLower, LowerTape
 
 Results = Sequence[ir.Value | None]
 

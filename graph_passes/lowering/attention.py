@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graph_passes.lower_attention_core import Scores, as_bias, attend, causal, merge_heads, rows_of, split_heads
-from graph_passes.lower_tape import BOOL, CannotLower, LowerTape
+from graph_passes.lowering.attention_core import Scores, as_bias, attend, causal, merge_heads, rows_of, split_heads
+from graph_passes.lowering.lower_tape import BOOL, CannotLower, LowerTape
 
 Results = Sequence[ir.Value | None]
 

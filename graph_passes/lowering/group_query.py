@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graph_passes.lower_attention_core import Scores, attend, merge_heads, rows_of, split_heads
-from graph_passes.lower_norms import written_norm
-from graph_passes.lower_rotary import gathered, rotated
-from graph_passes.lower_tape import INT64, CannotLower, LowerTape
+from graph_passes.lowering.attention_core import Scores, attend, merge_heads, rows_of, split_heads
+from graph_passes.lowering.lower_tape import INT64, CannotLower, LowerTape
+from graph_passes.lowering.norms import written_norm
+from graph_passes.lowering.rotary import gathered, rotated
 
 Results = Sequence[ir.Value | None]
 

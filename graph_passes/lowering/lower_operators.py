@@ -13,19 +13,19 @@ from graph_passes.dataflow import subgraphs
 from graph_passes.element_types import set_element_types
 from graph_passes.find_attention import find_attention
 from graph_passes.gate_attention import branch_with_bias
-from graph_passes.lower_activations import lower_fast_gelu, lower_gelu, lower_quick_gelu
-from graph_passes.lower_attention import lower_attention
-from graph_passes.lower_group_query import lower_group_query
-from graph_passes.lower_multi_head import lower_microsoft_attention, lower_multi_head
-from graph_passes.lower_norms import lower_embedding_norm, lower_norm, lower_skip_norm
-from graph_passes.lower_products import (
+from graph_passes.lowering.activations import lower_fast_gelu, lower_gelu, lower_quick_gelu
+from graph_passes.lowering.attention import lower_attention
+from graph_passes.lowering.group_query import lower_group_query
+from graph_passes.lowering.lower_tape import CannotLower, LowerTape, Shared
+from graph_passes.lowering.multi_head import lower_microsoft_attention, lower_multi_head
+from graph_passes.lowering.norms import lower_embedding_norm, lower_norm, lower_skip_norm
+from graph_passes.lowering.products import (
     can_be_int4,
     lower_fused_product,
     lower_packed_product,
     lower_packed_product_to_int4,
 )
-from graph_passes.lower_rotary import lower_microsoft_rotary, lower_rotary
-from graph_passes.lower_tape import CannotLower, LowerTape, Shared
+from graph_passes.lowering.rotary import lower_microsoft_rotary, lower_rotary
 from graph_passes.operators import ATTENTION_OPERATORS, MICROSOFT, SKIP_NORMS, node_name, operator_name, operator_of
 
 Lowering = Callable[[LowerTape], Sequence[ir.Value | None]]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graph_passes.dataflow import subgraphs
 from graph_passes.element_types import set_element_types
 from graph_passes.operators import PRODUCTS, node_name, operator_of
-from graph_passes.wide_nodes import is_wide, wide_nodes
+from graph_passes.precision.wide_nodes import is_wide, wide_nodes
 
 FLOAT = ir.DataType.FLOAT
 LARGEST: Mapping[ir.DataType, float] = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graph_passes.lower_tape import LowerTape
+from graph_passes.lowering.lower_tape import LowerTape
 
 Results = Sequence[ir.Value | None]
 

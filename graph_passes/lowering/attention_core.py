@@ -7,7 +7,7 @@ import math
 
 import onnx_ir as ir
 
-from graph_passes.lower_tape import FLOAT, INT64, LowerTape
+from graph_passes.lowering.lower_tape import FLOAT, INT64, LowerTape
 
 
 @dataclasses.dataclass(frozen=True)
