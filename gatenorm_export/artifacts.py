@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import shutil
@@ -31,7 +32,8 @@ def sha256_of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
+def output_error(path: Path, error: OSError) -> OutputError:
+    """What to tell where ``path`` could not be written."""
     return OutputError(
         f"{path}: cannot be written ({error.strerror or error}); nothing was left under that name, "
         "choose another output or make room"
@@ -60,7 +62,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise _output_error(path, error) from error
+        raise output_error(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -87,7 +89,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         for path in sorted(staging.iterdir(), key=lambda path: (path.name.endswith("manifest.json"), path.name)):
             path.replace(folder / path.name)
     except OSError as error:
-        raise _output_error(folder, error) from error
+        raise output_error(folder, error) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
@@ -95,6 +97,61 @@ def staged_folder(folder: Path) -> Iterator[Path]:
             # A folder that we made for nothing goes again; one with files in it cannot be removed like this.
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``folder`` that takes its place, whole, when the block ends without an exception.
+
+    Where a folder is there already, both are exchanged in one step, so that nobody sees half of each; the old one is
+    removed afterwards. Whoever calls this has made sure that it may go.
+
+    Raises:
+        OutputError: the folder is not writable, the disk is full, or it is a link or no folder.
+    """
+    staging: Path | None = None
+    try:
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise OutputError(f"{folder}: is a link or a file in the way of the output folder; choose another output")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        yield staging
+        staging.chmod(0o777 & ~_umask())
+        for path in staging.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if not folder.exists() or not _exchanged(staging, folder):
+            _moved_aside(staging, folder)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchange two paths in one step, where kernel and file system can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return bool(rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
+
+
+def _moved_aside(staging: Path, folder: Path) -> None:
+    """Put ``staging`` in the place of ``folder`` in two steps; where the second fails, the old folder comes back."""
+    aside = staging.with_suffix(".old")
+    existed = folder.exists()
+    if existed:
+        folder.rename(aside)
+    try:
+        staging.rename(folder)
+    except OSError:
+        if existed:
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -65,6 +65,7 @@ def test_only_few_files_run_graph_passes() -> None:
         "calibrating/stream.py",
         "graph_repairs.py",
         "precision/graph_changes.py",
+        "bundling/interface.py",
     }
 
 
@@ -102,6 +103,7 @@ def test_the_command_line_answers_without_heavy_packages(arguments: list[str]) -
             for p in (
                 "benching",
                 "building",
+                "bundling",
                 "calibrating",
                 "comparing",
                 "correlating",

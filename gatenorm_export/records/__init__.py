@@ -5,6 +5,20 @@ named by path and sha256, so that a stage can check that its input is the output
 """
 
 from gatenorm_export.records.base import SCHEMA_VERSION, TOOLS, Convention, Part, Record, tool_versions
+from gatenorm_export.records.bundle import (
+    BundleCheck,
+    BundleClient,
+    BundleEngine,
+    BundleFile,
+    BundleGraph,
+    BundleManifest,
+    BundleModel,
+    BundleProbe,
+    BundleVerification,
+    CacheTensor,
+    Decoding,
+    TensorSpec,
+)
 from gatenorm_export.records.comparison import (
     AnyQuality,
     ClassQuality,
@@ -57,6 +71,7 @@ from gatenorm_export.records.run import Artifact, RunManifest, StageEntry
 from gatenorm_export.records.sensitivity import FoldedNorms, FoldedScore, RankingShift
 from gatenorm_export.records.sweep import SweepCell, SweepFigures, SweepIdentity, SweepOrder, SweepReport
 from gatenorm_export.records.trend import DepthTrend
+from gatenorm_export.records.triton import TritonModel, TritonRepository
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -65,12 +80,23 @@ __all__ = [
     "AnyQuality",
     "Artifact",
     "AttentionSublayer",
+    "BundleCheck",
+    "BundleClient",
+    "BundleEngine",
+    "BundleFile",
+    "BundleGraph",
+    "BundleManifest",
+    "BundleModel",
+    "BundleProbe",
+    "BundleVerification",
+    "CacheTensor",
     "ClassQuality",
     "ComparisonReport",
     "Convention",
     "ConversionCheck",
     "CorrelationReport",
     "CutCertainty",
+    "Decoding",
     "DepthTrend",
     "EmbeddingQuality",
     "EngineAccuracy",
@@ -127,9 +153,12 @@ __all__ = [
     "SweepReport",
     "TaskMetric",
     "TaskResult",
+    "TensorSpec",
     "Threshold",
     "TowerSpec",
     "TranscriptQuality",
+    "TritonModel",
+    "TritonRepository",
     "UnmatchedNode",
     "Weights",
     "WorstElement",

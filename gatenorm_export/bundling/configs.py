@@ -1,0 +1,110 @@
+"""What config.json, generation_config.json and genai_config.json tell of a decoder, read as plain JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gatenorm_export.errors import InputError
+from gatenorm_export.genai_config import GENAI_CONFIG
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+
+# A size has another key in some families: GPT-2, GPT-J, MPT, BLOOM and their like.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "context_length")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_WIDTH = ("hidden_size", "n_embd", "d_model", "n_embed")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfigs:
+    """The three files as objects, each empty where it is not there."""
+
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    genai: Mapping[str, Any]
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence that the model was made for."""
+        return self._number(*_POSITIONS)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """How many tokens there are."""
+        return self._number("vocab_size")
+
+    @property
+    def n_heads(self) -> int | None:
+        """Query heads."""
+        return self._number(*_HEADS)
+
+    @property
+    def width(self) -> int | None:
+        """The width of the residual stream."""
+        return self._number(*_WIDTH)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a sequence; what says how to generate outranks what says how the model was made."""
+        found = self._first("eos_token_id")
+        listed = found if isinstance(found, list) else [found]
+        return tuple(dict.fromkeys(token for token in map(_token, listed) if token is not None))
+
+    def token(self, name: str) -> int | None:
+        """One special token, such as ``bos_token_id``."""
+        return _token(self._first(name))
+
+    def _first(self, name: str) -> Any:
+        return next((place[name] for place in self._places() if place.get(name) is not None), None)
+
+    def _number(self, *names: str) -> int | None:
+        for place in self._places():
+            for name in names:
+                value = place.get(name)
+                if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31:
+                    return value
+        return None
+
+    def _places(self) -> Iterator[Mapping[str, Any]]:
+        yield self.generation
+        yield self.config
+        # A language model inside a model of several parts has its sizes in a section of its own.
+        yield _section(self.config, "text_config")
+        model = _section(self.genai, "model")
+        yield model
+        yield _section(model, "decoder")
+
+
+def read_configs(files: Mapping[str, Path]) -> ModelConfigs:
+    """Read what is there of the three files.
+
+    Raises:
+        InputError: one is no JSON object.
+    """
+    return ModelConfigs(*(_read(files.get(name)) for name in (CONFIG, GENERATION_CONFIG, GENAI_CONFIG)))
+
+
+def _read(path: Path | None) -> Mapping[str, Any]:
+    if path is None:
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable JSON ({error}); copy the model's again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; copy the model's again")
+    return value
+
+
+def _section(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = value.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _token(value: Any) -> int | None:
+    # genai writes -1 where there is none.
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,0 +1,89 @@
+"""Engines of a bundle: their record, their bindings, and the graph that they were built from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from gatenorm_export.building.opening import read_engine, record_file
+from gatenorm_export.bundling.interface import GraphInterface
+from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.records import BundleEngine, EngineArtifact, TensorSpec
+
+FOLDER = "engines"
+
+_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+_WHY = {
+    "tensorrt": "TensorRT times kernels while it builds and takes the fastest, which need not be the same twice",
+    "tensorrt-rtx": "TensorRT-RTX does not promise the same bytes for the same graph",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundEngine:
+    """An engine on disk, its record, and its entry in the manifest."""
+
+    path: Path
+    record: EngineArtifact
+    entry: BundleEngine
+
+
+def find_engines(paths: Sequence[Path], interface: GraphInterface) -> tuple[FoundEngine, ...]:
+    """Read every engine, and hold it against its record and the graph.
+
+    Raises:
+        InputError: an engine or its record is missing or damaged, or has other bindings than the graph.
+        RefusedError: it was built from another graph, or two have the same name.
+    """
+    found = [_found(path, interface) for path in paths]
+    names = [engine.entry.file for engine in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise RefusedError(f"{Path(name).name}: two engines have this name; give them names of their own")
+    return tuple(found)
+
+
+def _found(path: Path, interface: GraphInterface) -> FoundEngine:
+    record = read_engine(path)
+    graph = interface.graph
+    if record.parent_sha256 != graph.sha256:
+        raise RefusedError(
+            f"{path}: was built from the graph {record.parent_sha256[:12]}, the bundle's is {graph.sha256[:12]}; build "
+            "it from this one"
+        )
+    if (record.n_inputs, record.n_outputs) != (len(graph.inputs), len(graph.outputs)):
+        raise InputError(
+            f"{path}: has {record.n_inputs} inputs and {record.n_outputs} outputs, its graph {len(graph.inputs)} and "
+            f"{len(graph.outputs)}; build it again"
+        )
+    name = f"{FOLDER}/{path.name}"
+    entry = BundleEngine(
+        file=name,
+        record=record_file(Path(name)).as_posix(),
+        flavour=record.flavour,
+        flavour_version=record.flavour_version,
+        gpu=record.gpu,
+        capabilities=record.capabilities,
+        precision=record.precision,
+        profiles=record.profiles,
+        inputs=_bindings(graph.inputs, record),
+        outputs=_bindings(graph.outputs, record),
+        not_reproducible=_WHY[record.flavour],
+    )
+    return FoundEngine(path, public_record(record), entry)
+
+
+def _bindings(specs: Sequence[TensorSpec], record: EngineArtifact) -> tuple[TensorSpec, ...]:
+    """The graph's tensors in the types that the engine was built with: its caches may have been narrowed."""
+    narrowed = set(record.prepared.caches) if record.prepared is not None else set()
+    dtype = _DTYPES.get(record.precision, "")
+    return tuple(spec.model_copy(update={"dtype": dtype}) if spec.name in narrowed else spec for spec in specs)
+
+
+def public_record(record: EngineArtifact) -> EngineArtifact:
+    """The record without the folders of the machine that built."""
+    prepared = record.prepared
+    if prepared is not None:
+        prepared = prepared.model_copy(update={"parent_path": Path(prepared.parent_path).name})
+    return record.model_copy(update={"parent_path": Path(record.parent_path).name, "prepared": prepared})

@@ -1,0 +1,260 @@
+"""Make a bundle: one folder that is all a server needs, written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from gatenorm_export.artifacts import replaced_folder
+from gatenorm_export.bundling.contents import Contents
+from gatenorm_export.bundling.decoding import decoding_of
+from gatenorm_export.bundling.engines import FoundEngine, find_engines
+from gatenorm_export.bundling.interface import GraphInterface, read_interface
+from gatenorm_export.bundling.licence import licence_of, licence_texts
+from gatenorm_export.bundling.opening import sealed
+from gatenorm_export.bundling.place import check_place
+from gatenorm_export.bundling.probe import make_probe
+from gatenorm_export.bundling.side import GenaiFiles, SideFiles, find_side_files, genai_files
+from gatenorm_export.bundling.source import BundleSource, find_source
+from gatenorm_export.bundling.stepping import Stepper, check_session, open_graph
+from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.genai_config import GENAI_CONFIG
+from gatenorm_export.graphs import MANIFEST_NAME
+from gatenorm_export.kinds import KindName, kind_of, kind_of_graph
+from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.records import (
+    BundleClient,
+    BundleManifest,
+    BundleModel,
+    BundleProbe,
+    Convention,
+    Decoding,
+    ExportedGraph,
+    ModelSpec,
+    PrunedGraph,
+)
+from gatenorm_export.side_files import name_in_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class BundleRequest:
+    """What a user asks of a bundle.
+
+    ``source`` is a run folder, a folder with a graph, or an ONNX file; ``engines`` are added to the run's own.
+    ``beside`` is a folder that lends tokenizer, configs and licence where the graph's own folder has none.
+    """
+
+    source: Path
+    out: Path
+    engines: tuple[Path, ...] = ()
+    with_engines: bool = True
+    with_onnx: bool = True
+    tokenizer: bool = True
+    beside: Path | None = None
+    name: str | None = None
+
+
+def make_bundle(request: BundleRequest, *, progress: Progress | None = None) -> BundleManifest:
+    """Write the bundle to ``request.out``, and return its manifest. The same inputs give the same bytes.
+
+    A bundle that is there already is replaced as a whole; any other folder that is not empty is refused.
+
+    Raises:
+        MissingPartError: onnx-ir or ONNX Runtime is not installed.
+        InputError: something is missing or damaged, such as the tokenizer.
+        RefusedError: the run's own proof failed, the graph contradicts itself, or an engine is of another graph.
+        OutputError: the bundle cannot be written there.
+    """
+    progress = progress or Quiet()
+    check_place(request.out)
+    with progress.task("read the graph"):
+        gathered = _gather(request)
+    with progress.task("probe the graph"):
+        probe = _probe(gathered)
+    with replaced_folder(request.out) as staging:
+        # Looked at again: the folder may have been filled while the graph was read.
+        check_place(request.out)
+        contents = _contents(request, gathered)
+        manifest = _manifest(request, gathered, probe).model_copy(update={"files": contents.write(staging, progress)})
+        manifest, text = sealed(BundleManifest.model_validate(dict(manifest)))
+        (staging / MANIFEST_NAME).write_bytes(text)
+    return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gathered:
+    """Everything that a bundle is made of, read and checked."""
+
+    source: BundleSource
+    interface: GraphInterface
+    companions: tuple[GraphInterface, ...]
+    task: KindName
+    side: SideFiles
+    folders: tuple[Path, ...]
+    decoding: Decoding | None
+    no_decoding: str
+    genai: GenaiFiles
+    engines: tuple[FoundEngine, ...]
+
+    @property
+    def model(self) -> ModelSpec | None:
+        """The source model, where the graph's record names it."""
+        return self.source.record.model if self.source.record is not None else None
+
+
+def _gather(request: BundleRequest) -> _Gathered:
+    source = find_source(request.source)
+    record = source.record
+    interface = read_interface(source.graph, name_in_folder(source.graph))
+    companions = tuple(read_interface(path, path.name) for path in source.companions)
+    spec = record.model if record is not None else None
+    kind = kind_of(spec, record.tower) if record is not None and spec is not None else kind_of_graph(source.graph)
+    folders = _folders(source, spec, request.beside)
+    side = find_side_files(folders)
+    _check_side(request, source, side, kind.kind.name)
+    decoding = (
+        decoding_of(interface, side.told)
+        if kind.kind.name == "decoder"
+        else f"it is no decoder, its task is {kind.kind.name}"
+    )
+    told = decoding if isinstance(decoding, Decoding) else None
+    paths = (*(source.engines if request.with_engines else ()), *request.engines)
+    return _Gathered(
+        source=source,
+        interface=interface,
+        companions=companions,
+        task=kind.kind.name,
+        side=side,
+        folders=folders,
+        decoding=told,
+        no_decoding="" if isinstance(decoding, Decoding) else decoding,
+        genai=genai_files(side, interface.graph.file, told, interface.n_layers),
+        engines=find_engines(paths, interface),
+    )
+
+
+def _folders(source: BundleSource, spec: ModelSpec | None, beside: Path | None) -> tuple[Path, ...]:
+    """Where to look for what lies beside a graph: its own folder, the one that was named, the checkpoint's."""
+    if beside is not None and not beside.is_dir():
+        raise InputError(f"{beside}: no such folder; name the one that holds tokenizer and configs")
+    checkpoint = Path(spec.path) if spec is not None and spec.source != "gguf" else None
+    found = (source.graph.parent, beside, checkpoint if checkpoint is not None and checkpoint.is_dir() else None)
+    return tuple(folder for folder in found if folder is not None)
+
+
+def _check_side(request: BundleRequest, source: BundleSource, side: SideFiles, task: KindName) -> None:
+    if task != "vision" and request.tokenizer and not side.tokenizer:
+        raise InputError(
+            f"{source.graph.parent}: holds no tokenizer, which a server needs to take text; name its folder with "
+            "--beside, or add --no-tokenizer for clients that send token numbers"
+        )
+    if task == "decoder" and not side.configs and side.genai is None:
+        raise InputError(
+            f"{source.graph.parent}: holds no config.json, which tells how a sequence ends; name the model's folder "
+            "with --beside"
+        )
+    if not request.with_onnx and not (request.engines or (request.with_engines and source.engines)):
+        raise InputError(f"{request.source}: without the graph and without an engine there is nothing to serve")
+
+
+def _probe(gathered: _Gathered) -> BundleProbe | None:
+    """What the graph answers now; a graph that contradicts itself is not bundled."""
+    graph = gathered.interface.graph
+    session = open_graph(gathered.source.graph)
+    check_session(session, graph)
+    if gathered.decoding is None:
+        return None
+    probe, result = make_probe(Stepper(session, gathered.decoding), graph, gathered.decoding)
+    if not result.passed:
+        raise RefusedError(f"{gathered.source.graph}: {result.finding}; a server would get wrong text from it")
+    return probe
+
+
+def _contents(request: BundleRequest, gathered: _Gathered) -> Contents:
+    contents, source, side = Contents(), gathered.source, gathered.side
+    if request.with_onnx:
+        paths = (source.graph, *source.companions)
+        for interface, path in zip((gathered.interface, *gathered.companions), paths, strict=True):
+            contents.add(interface.graph.file, "graph", path)
+            contents.add_all("weights", interface.data)
+    for engine in gathered.engines:
+        contents.add(engine.entry.file, "engine", engine.path)
+        contents.add(engine.entry.record, "record", engine.record.to_json().encode())
+    if request.tokenizer:
+        contents.add_all("tokenizer", side.tokenizer)
+    contents.add_all("config", side.configs)
+    if request.with_onnx:
+        for name, content in gathered.genai.files.items():
+            contents.add(name, "config", content)
+    contents.add_all("licence", licence_texts(gathered.model, gathered.folders))
+    for name, path in source.records.items():
+        own = source.record is not None and name == f"{source.record.kind}.json"
+        contents.add(f"records/{name}", "record", _public(source.record) if own and source.record else path)
+    contents.add_all("report", source.reports, "report/")
+    return contents
+
+
+def _public(record: ExportedGraph | PrunedGraph) -> bytes:
+    """The record of a graph without the folders of the machine that made it."""
+    changes: dict[str, object] = {}
+    if record.model is not None:
+        changes["model"] = record.model.model_copy(update={"path": Path(record.model.path).name})
+    if isinstance(record, PrunedGraph):
+        changes["parent_path"] = Path(record.parent_path).name
+    return record.model_copy(update=changes).to_json().encode()
+
+
+def _manifest(request: BundleRequest, gathered: _Gathered, probe: BundleProbe | None) -> BundleManifest:
+    record, interface, spec = gathered.source.record, gathered.interface, gathered.model
+    pruned = record if isinstance(record, PrunedGraph) else None
+    licence = licence_of(spec, gathered.folders)
+    name = _public_name(spec) if spec is not None else "model"
+    return BundleManifest.model_construct(
+        convention=record.convention if record is not None else Convention(),
+        name=request.name or name,
+        task=gathered.task,
+        licence=licence[0] if licence is not None else None,
+        licence_source=licence[1] if licence is not None else None,
+        model=BundleModel(name=name, architecture=spec.architecture, digest=spec.digest) if spec is not None else None,
+        parent_sha256=pruned.parent_sha256 if pruned is not None else None,
+        graph_sha256=interface.graph.sha256,
+        plan_sha256=pruned.plan_sha256 if pruned is not None else None,
+        n_layers=pruned.n_layers if pruned is not None else interface.n_layers,
+        dropped=pruned.dropped if pruned is not None else _dropped(interface),
+        layer_map=pruned.layer_map if pruned is not None else _layer_map(interface),
+        kv_names=pruned.kv_names if pruned is not None else "dense",
+        graph=interface.graph if request.with_onnx else None,
+        companions=tuple(found.graph for found in gathered.companions) if request.with_onnx else (),
+        engines=tuple(engine.entry for engine in gathered.engines),
+        decoding=gathered.decoding,
+        no_decoding=gathered.no_decoding,
+        clients=_clients(request, gathered),
+        probe=probe,
+        files=(),
+    )
+
+
+def _dropped(interface: GraphInterface) -> tuple[int, ...]:
+    return tuple(layer for layer in range(interface.n_layers) if layer not in interface.kept)
+
+
+def _layer_map(interface: GraphInterface) -> dict[int, int | None]:
+    new = {layer: index for index, layer in enumerate(interface.kept)}
+    return {layer: new.get(layer) for layer in range(interface.n_layers)}
+
+
+def _clients(request: BundleRequest, gathered: _Gathered) -> tuple[BundleClient, ...]:
+    absent = "" if request.with_onnx else "the bundle holds engines alone"
+    optimum = "" if "config.json" in gathered.side.configs else "optimum reads config.json, and there is none"
+    genai = gathered.genai.reason or ("" if gathered.genai.files else f"there is no {GENAI_CONFIG}")
+    return (
+        BundleClient(name="optimum", reason=absent or optimum),
+        BundleClient(name="onnxruntime-genai", reason=absent or genai),
+    )
+
+
+def _public_name(spec: ModelSpec) -> str:
+    """The model's name without the folders of a path: a hub id keeps its owner."""
+    hub = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", spec.name) and not spec.path.endswith(spec.name)
+    return spec.name if hub else Path(spec.name).name or Path(spec.path).name

@@ -1,0 +1,133 @@
+"""Open a bundle: its manifest, held against every file of the folder, before anybody reads one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from gatenorm_export.artifacts import sha256_of
+from gatenorm_export.errors import InputError, TamperedError
+from gatenorm_export.graphs import MANIFEST_NAME
+from gatenorm_export.records import BundleEngine, BundleManifest
+from gatenorm_export.records.bundle import UNSEALED
+
+LONGEST_MANIFEST = 64 * 1024 * 1024
+"""Bytes. A model of a thousand layers stays below a hundredth of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are those of its manifest."""
+
+    folder: Path
+    manifest: BundleManifest
+
+    def path(self, name: str) -> Path:
+        """Where a file of the manifest lies.
+
+        Raises:
+            InputError: the manifest has no file of that name.
+        """
+        try:
+            return self.folder / self.manifest.file(name).name
+        except KeyError:
+            raise InputError(f"{self.folder}: the bundle has no file {name}") from None
+
+    @property
+    def graph_path(self) -> Path | None:
+        """The ONNX graph; None in a bundle of engines alone."""
+        return self.path(self.manifest.graph.file) if self.manifest.graph is not None else None
+
+    def engine_path(self, engine: BundleEngine) -> Path:
+        """Where an engine lies."""
+        return self.path(engine.file)
+
+
+def open_bundle(folder: Path, *, digest: bool = True) -> Bundle:
+    """Open a bundle after every check that needs no runtime: names, sizes, the manifest's seal, no file more or less.
+
+    With ``digest`` every file's sha256 is checked as well, which reads all of them.
+
+    Raises:
+        InputError: the folder is no bundle.
+        TamperedError: something was touched; the text names the first finding.
+    """
+    manifest = read_manifest(folder)
+    touched = touched_files(folder, manifest, digest=digest)
+    if touched:
+        more = f", and {len(touched) - 1} more" if len(touched) > 1 else ""
+        raise TamperedError(f"{folder}: {touched[0]}{more}; copy the bundle again, or bundle the run again")
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> BundleManifest:
+    """The manifest, held against its own seal.
+
+    Raises:
+        InputError: the folder is no bundle.
+        TamperedError: the manifest is not what it was when it was sealed.
+    """
+    path = folder / MANIFEST_NAME
+    if path.is_symlink() or not path.is_file():
+        raise InputError(f"{folder}: is no bundle, it holds no {MANIFEST_NAME}; `gatenorm bundle` makes one")
+    if path.stat().st_size > LONGEST_MANIFEST:
+        raise InputError(f"{path}: has {path.stat().st_size:,} bytes, no manifest is that long")
+    manifest = BundleManifest.load(path)
+    if seal_of(path.read_bytes(), manifest.seal) != manifest.seal:
+        raise TamperedError(f"{path}: was changed since it was written; copy the bundle again, or bundle the run again")
+    return manifest
+
+
+def sealed(manifest: BundleManifest) -> tuple[BundleManifest, bytes]:
+    """The manifest with its seal, and the bytes of its file."""
+    open_text = manifest.model_copy(update={"seal": UNSEALED}).to_json()
+    seal = hashlib.sha256(open_text.encode()).hexdigest()
+    done = manifest.model_copy(update={"seal": seal})
+    return done, done.to_json().encode()
+
+
+def seal_of(content: bytes, seal: str) -> str:
+    """What the seal of a manifest's bytes should be, ``seal`` being the one that stands there."""
+    field = b'"seal": "%s"'
+    opened = content.replace(field % seal.encode(), field % UNSEALED.encode(), 1)
+    return hashlib.sha256(opened).hexdigest()
+
+
+def touched_files(folder: Path, manifest: BundleManifest, *, digest: bool = True) -> tuple[str, ...]:
+    """What is not as the manifest says, a phrase for each file: missing, changed, added, or no plain file."""
+    expected = {file.name: file for file in manifest.files}
+    findings, met = [], set()
+    for name, entry in _entries(folder):
+        if name == MANIFEST_NAME:
+            continue
+        met.add(name)
+        file = expected.get(name)
+        if file is None:
+            findings.append(f"{name} was added")
+        elif entry.is_symlink() or not entry.is_file(follow_symlinks=False):
+            findings.append(f"{name} is a link or no plain file")
+        elif entry.stat(follow_symlinks=False).st_size != file.bytes or (
+            digest and sha256_of(folder / name) != file.sha256
+        ):
+            findings.append(f"{name} was changed")
+    findings.extend(f"{name} is missing" for name in expected if name not in met)
+    return tuple(findings)
+
+
+def _entries(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Everything below a folder that is no folder itself, by its name from there; links are not followed.
+
+    An empty folder counts too: a bundle has none.
+    """
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        name = f"{prefix}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            inner = list(_entries(Path(entry.path), f"{name}/"))
+            yield from inner or [(name, entry)]
+        else:
+            yield name, entry

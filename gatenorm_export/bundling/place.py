@@ -1,0 +1,29 @@
+"""Whether a bundle may be written to a folder: a new one, an empty one, or an untouched bundle that it replaces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gatenorm_export.bundling.opening import read_manifest, touched_files
+from gatenorm_export.errors import InputError, OutputError
+
+
+def check_place(folder: Path) -> None:
+    """Make sure that nothing is lost when ``folder`` is replaced.
+
+    Raises:
+        OutputError: it is a file, a link, or a folder with something else than a bundle in it.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutputError(f"{folder}: is a link or a file in the way of the bundle; choose another output")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        manifest = read_manifest(folder)
+    except InputError as error:
+        raise OutputError(
+            f"{folder}: is not empty, and no bundle to replace ({error}); choose another output, or remove it"
+        ) from error
+    foreign = [finding for finding in touched_files(folder, manifest, digest=False) if finding.endswith("was added")]
+    if foreign:
+        raise OutputError(f"{folder}: {foreign[0]} to the bundle there, and would be lost; move it away first")

@@ -1,0 +1,94 @@
+"""What lies beside a graph and belongs into its bundle: tokenizer, configs, genai's description, written or copied."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gatenorm_export.bundling.configs import ModelConfigs, read_configs
+from gatenorm_export.bundling.genai import genai_config
+from gatenorm_export.errors import InputError
+from gatenorm_export.genai_config import GENAI_CONFIG, other_files
+from gatenorm_export.graphs import TOKENIZER_FILES
+from gatenorm_export.records import Decoding
+
+CONFIG_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SideFiles:
+    """Files by name, each from the first folder that has it, and what the configs tell."""
+
+    tokenizer: Mapping[str, Path]
+    configs: Mapping[str, Path]
+    genai: Path | None
+    told: ModelConfigs
+
+
+def find_side_files(folders: Sequence[Path]) -> SideFiles:
+    """Look through ``folders`` in order; genai's description is the graph's own, so only the first one's counts.
+
+    Raises:
+        InputError: a config is no JSON object.
+    """
+    # A tokenizer's files belong together: those of two folders are never mixed.
+    tokenizer = next((found for folder in folders if (found := _present(folder, TOKENIZER_FILES))), {})
+    configs: dict[str, Path] = {}
+    for folder in folders:
+        configs = _present(folder, CONFIG_FILES) | configs
+    genai = folders[0] / GENAI_CONFIG
+    own = genai if genai.is_file() else None
+    told = read_configs(configs | ({GENAI_CONFIG: own} if own is not None else {}))
+    return SideFiles(tokenizer, configs, own, told)
+
+
+def _present(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    return {name: folder / name for name in names if (folder / name).is_file()}
+
+
+@dataclasses.dataclass(frozen=True)
+class GenaiFiles:
+    """genai's description and the files that it names, or the ``reason`` why there is none."""
+
+    files: Mapping[str, bytes | Path]
+    reason: str
+
+
+def genai_files(side: SideFiles, graph: str, decoding: Decoding | None, n_layers: int) -> GenaiFiles:
+    """The description that lies beside the graph where it is one of this graph, else one that is written.
+
+    Raises:
+        InputError: the description that is there would load a library into whoever loads the folder.
+    """
+    if side.genai is not None:
+        return _copied(side, side.genai, graph)
+    if decoding is None:
+        return GenaiFiles({}, "it is no decoder that can be stepped token by token")
+    written = genai_config(graph, decoding, side.told, n_layers)
+    if isinstance(written, str):
+        return GenaiFiles({}, f"genai's plain decoder does not take this graph: {written}")
+    return GenaiFiles({GENAI_CONFIG: (json.dumps(written, indent=4) + "\n").encode()}, "")
+
+
+def _copied(side: SideFiles, path: Path, graph: str) -> GenaiFiles:
+    config = dict(side.told.genai)
+    if "custom_ops_library" in json.dumps(config):
+        raise InputError(f"{path}: names a custom_ops_library, which would run code of its own; take it out")
+    decoder = config.get("model", {}).get("decoder", {})
+    if decoder.get("filename") != graph:
+        return GenaiFiles({}, f"{GENAI_CONFIG} beside the graph describes {decoder.get('filename')}, not {graph}")
+    files: dict[str, bytes | Path] = {GENAI_CONFIG: path}
+    for name in other_files(config, graph):
+        beside = path.parent / name
+        if Path(name).name != name or not beside.is_file():
+            return GenaiFiles({}, f"{GENAI_CONFIG} beside the graph names {name}, which is not there")
+        files[name] = beside
+    return GenaiFiles(files, "")

@@ -1,0 +1,117 @@
+"""What goes into a bundle, found in a run folder, a folder with a graph, or beside an ONNX file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.graphs import MANIFEST_NAME, graph_file, graph_manifest, manifest_file
+from gatenorm_export.kinds import SPEECH_GRAPHS
+from gatenorm_export.records import ComparisonReport, ExportedGraph, PrunedGraph, RunManifest
+from gatenorm_export.repairs import REPAIR_FILE
+from gatenorm_export.run_folder import COMPARISON, PLAN, SCORES, engine_file
+
+_REPORTS = ("report.html", "report.md", "report.json", "scores.svg")
+
+
+@dataclasses.dataclass(frozen=True)
+class BundleSource:
+    """Where everything lies. ``record`` is the graph's own, where export or prune wrote one.
+
+    ``records`` and ``reports`` are files by the name they get in the bundle; ``engines`` were built by the run.
+    """
+
+    graph: Path
+    companions: tuple[Path, ...]
+    record: ExportedGraph | PrunedGraph | None
+    records: dict[str, Path]
+    reports: dict[str, Path]
+    engines: tuple[Path, ...]
+
+
+def find_source(place: Path) -> BundleSource:
+    """What a user means by ``place``: a run folder, a folder that holds a graph, or an ONNX file.
+
+    Every file of a graph that has a record is held against it.
+
+    Raises:
+        InputError: there is no graph, the run is not finished, or a file is not what its record says.
+        RefusedError: the run's own proof failed, or the folder is a bundle.
+    """
+    kind = _kind_of(place)
+    if kind == "bundle":
+        raise RefusedError(f"{place}: is a bundle already; copy it, or bundle the run that it was made from")
+    if kind == "run":
+        return _of_run(place)
+    if not place.is_dir():
+        return _of_graph(graph_file(place))
+    return _of_graph(_graph_in(place))
+
+
+def _kind_of(place: Path) -> str:
+    """The kind of the record that a folder has; empty where it has none."""
+    try:
+        return str(json.loads((place / MANIFEST_NAME).read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _graph_in(folder: Path) -> Path:
+    """The graph of a folder: ``model.onnx``, or the pruned one of a speech model's two."""
+    speech = [folder / name for name in SPEECH_GRAPHS.values() if (folder / name).is_file()]
+    if not speech:
+        return graph_file(folder)
+    pruned = [graph for graph in speech if isinstance(graph_manifest(graph, digest_data=False), PrunedGraph)]
+    return pruned[0] if pruned else speech[-1]
+
+
+def _of_graph(graph: Path) -> BundleSource:
+    record = graph_manifest(graph)
+    companions: tuple[Path, ...] = ()
+    if graph.name in SPEECH_GRAPHS.values():
+        names = sorted(set(SPEECH_GRAPHS.values()) - {graph.name})
+        companions = tuple(graph.with_name(name) for name in names if graph.with_name(name).is_file())
+    records: dict[str, Path] = {}
+    if record is not None:
+        records[f"{record.kind}.json"] = manifest_file(graph)
+    if isinstance(record, PrunedGraph) and record.repair is not None:
+        # The name alone: a record cannot lead out of the graph's folder.
+        records[REPAIR_FILE] = graph.with_name(Path(record.repair.file).name)
+    return BundleSource(graph, companions, record, records, {}, ())
+
+
+def _of_run(folder: Path) -> BundleSource:
+    manifest = RunManifest.load(folder / MANIFEST_NAME)
+    if "compare" not in manifest.stages or not (folder / COMPARISON).is_file():
+        raise InputError(f"{folder}: the run is not finished; `gatenorm run --out {folder}` goes on where it stopped")
+    comparison = ComparisonReport.load(folder / COMPARISON)
+    # The name alone: a record cannot lead out of the run's folder.
+    source = _of_graph(graph_file(folder / "pruned" / Path(comparison.pruned).name))
+    _check_proof(folder, source, comparison)
+    engine = engine_file(folder, "pruned")
+    return dataclasses.replace(
+        source,
+        records=source.records | _present(folder, (PLAN, SCORES, COMPARISON)),
+        reports=_present(folder, _REPORTS),
+        engines=(engine,) if "build" in manifest.stages and engine.is_file() else (),
+    )
+
+
+def _check_proof(folder: Path, source: BundleSource, comparison: ComparisonReport) -> None:
+    from gatenorm_export.artifacts import sha256_of
+
+    if comparison.pruned_sha256 != sha256_of(source.graph):
+        raise InputError(
+            f"{source.graph}: is not the graph that {COMPARISON} judged; `gatenorm run --out {folder}` judges it"
+        )
+    wrong = [engine.engine for engine in comparison.engine_accuracy if engine.passed is False]
+    if comparison.faithfulness.passed is False or wrong:
+        what = wrong[0] if wrong else "the pruned graph"
+        raise RefusedError(f"{folder}: {what} does not compute what it should ({comparison.verdict}); not bundled")
+
+
+def _present(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    return {name: folder / name for name in names if (folder / name).is_file()}

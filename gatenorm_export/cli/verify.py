@@ -1,0 +1,63 @@
+"""``gatenorm verify BUNDLE``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.options import add_output
+from gatenorm_export.errors import ExitCode
+from gatenorm_export.records import BundleVerification
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.description = (
+        "Check a bundle: every file is as it was and none was added, the manifest is true of the graph, ONNX Runtime "
+        "loads it, and it continues a prompt as it did when it was bundled."
+    )
+    parser.epilog = (
+        "examples:\n  gatenorm verify bundle/\n  gatenorm verify bundle/ --seal 3f2a...\n\n"
+        "Exit code 13 means that something was touched. Whoever can write a bundle can also seal it anew: only --seal, "
+        "with the seal that `gatenorm bundle` printed, tells that."
+    )
+    parser.add_argument("bundle", type=Path, help="the folder that `gatenorm bundle` wrote")
+    parser.add_argument("--seal", metavar="SHA256", help="the seal that `gatenorm bundle` printed")
+    parser.add_argument("--files-only", action="store_true", help="check the files and the manifest, run nothing")
+    add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, show every finding, and fail when one is bad."""
+    terminal = Terminal.of(args)
+    from gatenorm_export.bundling import VerifyRequest, verify_bundle
+
+    request = VerifyRequest(args.bundle, seal=args.seal, files_only=args.files_only)
+    verification = verify_bundle(request, progress=terminal.progress)
+    terminal.result(verification.to_object(), _table(verification))
+    return int(_exit_code(verification))
+
+
+def _exit_code(verification: BundleVerification) -> ExitCode:
+    """What was touched outranks all else: its figures mean nothing."""
+    if not verification.intact:
+        return ExitCode.TAMPERED
+    failed = {check.check for check in verification.checks if check.passed is False}
+    if "load" in failed:
+        return ExitCode.BAD_INPUT
+    return ExitCode.UNFAITHFUL if failed else ExitCode.OK
+
+
+def _table(verification: BundleVerification) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=verification.bundle, title_justify="left")
+    for column in ("check", "", "finding"):
+        table.add_column(column, overflow="fold")
+    words = {True: "good", False: "BAD", None: "not checked"}
+    for check in verification.checks:
+        table.add_row(check.check, words[check.passed], check.finding)
+    return table
