@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 from pathlib import Path
@@ -34,6 +35,12 @@ TOOLS = (
 
 def tool_versions() -> dict[str, str]:
     """Versions of the installed packages that can influence a result. Absent ones are left out; nothing is imported."""
+    return dict(_installed())
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    """Looked up once: searching every package's metadata for each record takes longer than scoring a small model."""
     found = {}
     for name in TOOLS:
         try:
