@@ -6,19 +6,33 @@ import argparse
 from pathlib import Path
 
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_comparison, add_output, comparison_request
+from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.cli.tables import comparison_tables, exit_code_of
+from gatenorm_export.errors import ExitCode
 from gatenorm_export.graphs import graph_file, graph_manifest
 from gatenorm_export.records import PrunedGraph
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = (
+    describe(
+        parser,
         "Prove a pruning: faithfulness to the framework, quality, latency and sizes against the base, and engines "
-        "against their graphs."
+        "against their graphs.",
+        examples=(
+            (
+                "a gate for a pipeline: fails where quality or speed miss a limit",
+                "gatenorm compare base/ pruned/ --max-ppl-ratio 1.1 --min-speedup 1.02 --json",
+            ),
+            (
+                "with the engines of both graphs, and a report",
+                "gatenorm compare base/ pruned/ --engines engines/base.engine engines/pruned.engine -o proof/",
+            ),
+        ),
+        codes=(ExitCode.UNFAITHFUL, ExitCode.THRESHOLD),
     )
-    parser.epilog = "example:\n  gatenorm compare base/ pruned/ --max-ppl-ratio 1.1 --min-speedup 1.02 --json"
     parser.add_argument("base", type=Path, help="the unpruned graph: a .onnx file or its folder")
     parser.add_argument("pruned", type=Path, help="the pruned graph: a .onnx file or its folder")
     parser.add_argument("--model", help="the checkpoint both came from (default: the one the manifests name)")
@@ -30,12 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the TensorRT engines of the two graphs: each is run against its graph, output by output, where there is "
         "a GPU; without one their sizes and what their conversion cost are reported",
     )
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        help="a folder (compare.json, compare.md and compare.html in it) or a .json file (the others beside it)",
-    )
+    add_out(parser, "a folder (compare.json, compare.md and compare.html in it) or a .json file (the others beside it)")
     add_comparison(parser)
     add_output(parser)
     parser.set_defaults(run=run)

@@ -11,29 +11,30 @@ from rich.text import Text
 
 from gatenorm_export.artifacts import write_text
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output, add_tower
+from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.records import CorrelationReport
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = (
-        "Compare Gate-Norm with what attention does on a text: the attention-to-input norm ratio and cosine\n"
-        "importance of every layer, by forward passes of the framework model; one table, one plot, and a\n"
-        "warning when they disagree on more than half of the layers."
-    )
-    parser.epilog = (
-        "examples:\n  gatenorm correlate smollm2 --text book.txt --drop 8 -o correlation/\n"
-        "  gatenorm correlate minilm --text book.txt"
+    describe(
+        parser,
+        "Compare Gate-Norm with what attention does on a text: the attention-to-input norm ratio and cosine importance "
+        "of every layer, by forward passes of the framework model; one table, one plot, and a warning when they "
+        "disagree on more than half of the layers.",
+        examples=(
+            ("on a text of yours", "gatenorm correlate smollm2 --text book.txt --drop 8 -o correlation/"),
+            ("on the shipped text", "gatenorm correlate minilm"),
+        ),
     )
     parser.add_argument("model", help="a checkpoint on disk as `gatenorm score` takes it, a hub id, smollm2 or minilm")
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="the text to measure on, UTF-8 (default: a shipped one)"
     )
-    parser.add_argument(
-        "-o", "--out", type=Path, help="a folder (correlation.json and correlation.svg in it) or a .json file"
-    )
+    add_out(parser, "a folder (correlation.json and correlation.svg in it) or a .json file")
     parser.add_argument(
         "--max-text-tokens", type=int, default=2048, metavar="N", help="tokens of the text to use (default: 2048)"
     )

@@ -11,7 +11,9 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output
+from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.records import Evaluation, ModelResult, TaskMetric
 
@@ -21,10 +23,20 @@ _SHARES = {"acc", "acc_norm", "exact_match"}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = "Evaluate models on zero-shot tasks of EleutherAI's lm-eval, side by side."
-    parser.epilog = (
-        "example:\n  gatenorm eval base/ pruned/ "
-        "--tasks boolq,rte,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa -o eval.json"
+    describe(
+        parser,
+        "Evaluate models on zero-shot tasks of EleutherAI's lm-eval, side by side.",
+        examples=(
+            (
+                "the paper's seven tasks",
+                "gatenorm eval base/ pruned/ "
+                "--tasks boolq,rte,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa -o eval.json",
+            ),
+            (
+                "tasks of your own, the first hundred documents",
+                "gatenorm eval base/ pruned/ --include-path tasks/ --tasks mine --limit 100 --json",
+            ),
+        ),
     )
     parser.add_argument(
         "models", type=Path, nargs="+", metavar="MODEL", help="a folder with model.onnx, a .onnx file or an .engine"
@@ -38,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="inputs at a time (default: 1)")
     parser.add_argument("--max-length", type=int, metavar="N", help="longest input in tokens (default: config.json's)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="its folder (default: the model's)")
-    parser.add_argument("-o", "--out", type=Path, help="a folder (eval.json in it) or a .json file")
+    add_out(parser, "a folder (eval.json in it) or a .json file")
     add_output(parser)
     parser.set_defaults(run=run)
 

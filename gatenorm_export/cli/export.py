@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output, add_tower
+from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.cli.score import add_model
 from gatenorm_export.errors import ExitCode
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = (
+    describe(
+        parser,
         "Export a model to ONNX (fp32) and check it against the framework model: a decoder with KV cache, a text "
-        "encoder, a vision tower, or Whisper's encoder and decoder."
+        "encoder, a vision tower, or Whisper's encoder and decoder. One that computes something else is not kept.",
+        examples=(
+            ("a graph with its tokenizer and configs", "gatenorm export smollm2 -o base/"),
+            ("one tower of CLIP, the graph alone", "gatenorm export clip/ --tower vision -o vision.onnx"),
+        ),
     )
-    parser.epilog = "example:\n  gatenorm export smollm2 -o base/"
     add_model(parser)
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, help="a folder (model.onnx, config, tokenizer) or a .onnx file"
-    )
+    add_out(parser, "a folder (model.onnx, config, tokenizer) or a .onnx file", required=True)
     add_tower(parser)
     add_output(parser)
     parser.set_defaults(run=run)

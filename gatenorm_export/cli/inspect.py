@@ -11,6 +11,7 @@ from rich.table import Table
 
 from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.engine_view import engine_view
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.records import AttentionSublayer, GraphInspection
@@ -20,11 +21,15 @@ _ENGINES = {".engine", ".plan", ".trt"}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = (
+    describe(
+        parser,
         "Show every attention sublayer of an ONNX graph, and what resembles one but was not matched. Of an engine: "
-        "what it is, by the record beside it; neither TensorRT nor a GPU is needed."
+        "what it is, by the record beside it; neither TensorRT nor a GPU is needed.",
+        examples=(
+            ("a graph, whoever exported it", "gatenorm inspect base/model.onnx"),
+            ("an engine", "gatenorm inspect engines/pruned.engine"),
+        ),
     )
-    parser.epilog = "example:\n  gatenorm inspect base/model.onnx\n  gatenorm inspect engines/pruned.engine"
     parser.add_argument("graph", type=Path, help="a .onnx file, a folder that holds model.onnx, or an engine")
     add_output(parser)
     parser.set_defaults(run=run)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
+from gatenorm_export.cli.manual import exit_codes
+from gatenorm_export.cli.outputs import outputs_held
 from gatenorm_export.errors import ExitCode, GateNormError
 
 VERBS = {
@@ -27,32 +32,35 @@ VERBS = {
     "eval": "score models on zero-shot tasks of lm-eval, side by side",
     "recover": "fine-tune the pruned model with LoRA, and export and prune it again",
     "report": "write the report of a run folder again",
+    "bundle": "put everything that a server needs into one folder",
+    "verify": "check that a bundle is whole, untouched, loads, and computes what it did",
+    "triton": "write a model repository for Triton Inference Server from a bundle",
 }
 """Every verb, in the order of the pipeline after ``run``; each lives in the module of its name beside this file."""
 
-_EXIT_CODES = """\
-exit codes:
-  0   done
-  1   a defect in gatenorm (please report the traceback)
-  2   wrong usage of the command line
-  3   an input is missing, damaged, or not what the verb works on
-  4   a package that this stage needs is not installed
-  5   refused: what was asked cannot be done as asked
-  6   the output cannot be written
-  10  the pruned graph does not compute what it should (faithfulness failed)
-  11  a threshold was missed (--max-ppl-ratio, --max-kl, --min-speedup)
-  12  a row is slower than the baseline allows (bench --max-regression)
-  130 interrupted
+_EPILOG = f"""\
+{exit_codes()}
+
+environment:
+  GATENORM_CACHE      where demo models, byte ranges of remote checkpoints and built engines are kept
+                      (default: the user's cache folder); it may be deleted at any time
+  RAY_ADDRESS         the cluster that --executor ray uses (default: this machine)
+
+`gatenorm VERB --help` has the options of a verb, with examples. Results go to stdout, everything else to stderr; every
+verb has --json and --quiet, and none ever asks anything.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (see ``gatenorm --help``)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(argv).parse_args(argv)
+    # Only the verb that is asked for is imported: help and score must not wait for torch or pay for its import.
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    args = make_parser([asked] if asked is not None else []).parse_args(argv)
     args.command = " ".join(["gatenorm", *argv])
     try:
-        return int(args.run(args))
+        with sigterm_interrupts(), outputs_held(args):
+            return int(args.run(args))
     except GateNormError as error:
         _complain(str(error))
         return int(error.exit_code)
@@ -69,20 +77,33 @@ def _complain(text: str) -> None:
     sys.stderr.write(f"gatenorm: {' '.join(text.split())}\n")
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM, which is how CI systems and containers cancel, cleans up as Ctrl-C does while the block runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def make_parser(verbs: Iterable[str] = tuple(VERBS)) -> argparse.ArgumentParser:
+    """The parser of the command line, with the options of ``verbs``; the others are there by name alone."""
     parser = argparse.ArgumentParser(
         prog="gatenorm",
         description="Prune attention sublayers from transformers by their weights alone, and prove cost and gain.",
-        epilog=_EXIT_CODES,
+        epilog=_EPILOG,
         formatter_class=RawDescriptionRichHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    # Only the verb that is asked for is imported: help and score must not wait for torch or pay for its import.
-    asked = next((word for word in argv if not word.startswith("-")), None)
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    configured = set(verbs)
     for verb, summary in VERBS.items():
-        subparser = verbs.add_parser(verb, help=summary, formatter_class=RawDescriptionRichHelpFormatter)
-        if verb == asked:
+        subparser = subparsers.add_parser(verb, help=summary, formatter_class=RawDescriptionRichHelpFormatter)
+        if verb in configured:
             importlib.import_module(f"gatenorm_export.cli.{verb}").configure(subparser)
     return parser
 

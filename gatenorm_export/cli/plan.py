@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import (
     add_calibration,
     add_drop,
@@ -21,6 +22,7 @@ from gatenorm_export.cli.options import (
     drop_request,
     guard_request,
 )
+from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.graphs import graph_file
 from gatenorm_export.records import LayerScores, PrunePlan
@@ -28,13 +30,23 @@ from gatenorm_export.records import LayerScores, PrunePlan
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = "Choose the attention sublayers to remove, from a file of scores; with --guard by measuring."
-    parser.epilog = (
-        "examples:\n  gatenorm plan scores/scores.json --drop 4 --protect 0,1 -o plan.json\n"
-        "  gatenorm plan scores/scores.json --drop 8 --guard --graph base/ --repair linear -o plan.json"
+    describe(
+        parser,
+        "Choose the attention sublayers to remove, from a file of scores; with --guard by measuring what each removal "
+        "costs on text. An interrupted search goes on where it was.",
+        examples=(
+            (
+                "the four lowest scores, never the first two layers",
+                "gatenorm plan scores/scores.json --drop 4 --protect 0,1 -o plan.json",
+            ),
+            (
+                "eight, by a greedy search that counts in the repair to come",
+                "gatenorm plan scores/scores.json --drop 8 --guard --graph base/ --repair linear -o plan.json",
+            ),
+        ),
     )
     parser.add_argument("scores", type=Path, help="scores.json, as `gatenorm score -o` or --json writes it")
-    parser.add_argument("-o", "--out", type=Path, help="a folder (plan.json in it) or a .json file")
+    add_out(parser, "a folder (plan.json in it) or a .json file")
     add_drop(parser, required=True)
     add_tower(parser)
     add_guard(parser)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_calibration, add_kv_names, add_output, add_repair, corpus_request
+from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.records import PrunedGraph, PrunePlan
 
@@ -18,10 +20,21 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = "Remove attention sublayers from an ONNX graph: nodes, weights and KV cache."
-    parser.epilog = (
-        "examples:\n  gatenorm prune base/model.onnx --plan plan.json -o pruned/\n"
-        "  gatenorm prune base/model.onnx --layers 3,7-9 --weights share -o base/pruned.onnx"
+    describe(
+        parser,
+        "Remove attention sublayers from an ONNX graph: nodes, weights and KV cache. Needs neither the checkpoint nor "
+        "torch; --repair needs the tokenizer beside the graph.",
+        examples=(
+            ("what a plan says", "gatenorm prune base/model.onnx --plan plan.json -o pruned/"),
+            (
+                "these layers, in a graph that points into the weights of the first",
+                "gatenorm prune base/model.onnx --layers 3,7-9 --weights share -o base/pruned.onnx",
+            ),
+            (
+                "with a matrix in place of each, fitted on shipped text",
+                "gatenorm prune base/model.onnx --plan plan.json --repair linear -o repaired/",
+            ),
+        ),
     )
     parser.add_argument("graph", type=Path, help="a .onnx file, or a folder that holds model.onnx")
     choice = parser.add_mutually_exclusive_group(required=True)
@@ -33,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="",
         help="these cross-attention sublayers too, such as 0,2; with --layers '' these alone (default: all stay)",
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="a folder (model.onnx in it) or a .onnx file")
+    add_out(parser, "a folder (model.onnx in it) or a .onnx file", required=True)
     parser.add_argument(
         "--weights",
         choices=("compact", "share"),

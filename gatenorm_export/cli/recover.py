@@ -10,7 +10,9 @@ from rich.table import Table
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_kv_names, add_output
+from gatenorm_export.cli.outputs import add_out, folders
 from gatenorm_export.cli.score import add_model
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.planning import parse_layers
@@ -20,15 +22,26 @@ from gatenorm_export.recovering.request import DEFAULT_MINUTES, RecoverRequest
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = (
-        "Fine-tune a pruned model with LoRA on a text, merge, export and prune it again, and say what that gave back."
+    describe(
+        parser,
+        "Fine-tune a pruned model with LoRA on a text, merge, export and prune it again, and say what that gave back.",
+        examples=(
+            (
+                "five minutes on the CPU",
+                "gatenorm recover smollm2 --plan plan.json --text prose.txt --minutes 5 -o recovered/",
+            ),
+            (
+                "beside a closed-form repair of the same layers",
+                "gatenorm recover smollm2 --plan plan.json --text prose.txt --against repaired/ -o recovered/",
+            ),
+        ),
+        codes=(ExitCode.UNFAITHFUL,),
     )
-    parser.epilog = "example:\n  gatenorm recover smollm2 --plan plan.json --text prose.txt --minutes 5 -o recovered/"
     add_model(parser)
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--plan", type=Path, help="plan.json, as `gatenorm plan` writes it")
     choice.add_argument("--layers", metavar="LIST", help="without the attention of exactly these layers, such as 3,7-9")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="a folder; nothing in it is overwritten")
+    add_out(parser, "a folder; nothing in it is overwritten", required=True, locks=folders("pruned"))
     add_kv_names(parser)
     group = parser.add_argument_group("training")
     group.add_argument("--text", type=Path, metavar="FILE", required=True, help="text to train on; its end is held out")

@@ -6,18 +6,33 @@ import argparse
 from pathlib import Path
 
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output
+from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode
+from gatenorm_export.locking import folder_lock
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = "Write report.json, report.md and report.html from the files of a run folder."
-    parser.epilog = "example:\n  gatenorm report out/"
+    describe(
+        parser,
+        "Write report.json, report.md and report.html from the files of a run folder.",
+        examples=(
+            ("in the run folder", "gatenorm report out/"),
+            ("elsewhere, as an artifact of a pipeline", "gatenorm report out/ --json -o public/"),
+        ),
+    )
     parser.add_argument("run_folder", type=Path, help="the folder that `gatenorm run --out` filled")
-    parser.add_argument("-o", "--out", type=Path, help="where to write the report (default: the run folder)")
+    add_out(parser, "where to write the report (default: the run folder)", locks=_locks)
     add_output(parser)
     parser.set_defaults(run=run)
+
+
+def _locks(args: argparse.Namespace) -> tuple[Path, ...]:
+    # A folder that is not there holds no run, and none is made to say so.
+    folder: Path = args.out or args.run_folder
+    return (folder_lock(folder),) if args.out is not None or folder.is_dir() else ()
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.engine_options import add_build, build_options
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import (
     add_calibration,
     add_comparison,
@@ -24,21 +24,36 @@ from gatenorm_export.cli.options import (
     guard_request,
     shape_request,
 )
+from gatenorm_export.cli.outputs import add_out, folders
 from gatenorm_export.cli.plan import guard_lines, plan_line
 from gatenorm_export.cli.score import add_model, score_table
 from gatenorm_export.cli.tables import comparison_tables, exit_code_of
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.run_folder import GRAPHS
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = "The main job: score, plan, export, prune, build, compare and report, into one folder."
-    parser.epilog = (
-        "example:\n  gatenorm run smollm2 --drop 4 --out out/\n\n"
-        "A second run into the same folder reuses every stage whose inputs have not changed."
+    describe(
+        parser,
+        "The main job: score, plan, export, prune, build, compare and report, into one folder.\n\n"
+        "A second run into the same folder reuses every stage whose inputs have not changed, so that an interrupted "
+        "run goes on where it was. Without TensorRT no engines are built, and the report says so.",
+        examples=(
+            ("remove the four lowest scores of the demo model", "gatenorm run smollm2 --drop 4 --out out/"),
+            (
+                "choose by measuring, put a linear map in place of what goes, fail where perplexity grows by a fifth",
+                "gatenorm run model/ --drop 8 --guard --repair linear --max-ppl-ratio 1.2 --json --out out/",
+            ),
+            (
+                "an engine in half precision for prompts of up to 1024 tokens",
+                "gatenorm run model/ --drop 4 --flavour tensorrt-rtx --precision fp16 --prompt 1024 --out out/",
+            ),
+        ),
+        codes=(ExitCode.UNFAITHFUL, ExitCode.THRESHOLD),
     )
     add_model(parser)
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the folder for everything")
+    add_out(parser, "the folder for everything", required=True, locks=folders(*GRAPHS, "engines"))
     parser.add_argument("--force", action="store_true", help="do every stage again")
     add_drop(parser, required=True)
     add_tower(parser)

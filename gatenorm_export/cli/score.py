@@ -13,7 +13,9 @@ from rich.table import Table
 
 from gatenorm_export.artifacts import write_text
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output, add_tower
+from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.planning import DropRequest, parse_layers, rank_layers
 from gatenorm_export.records import LayerScores
@@ -26,14 +28,26 @@ _BAR_WIDTH = 40
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = "Score every attention sublayer of a checkpoint: Gate-Norm, from the q/k weights alone."
-    parser.epilog = (
-        "examples:\n  gatenorm score smollm2 --drop 4 -o scores/\n"
-        "  gatenorm score https://host/models/llama-70b/ --drop 8,16 -o scores/\n"
-        "  gatenorm score model.onnx --layers 24-27"
+    describe(
+        parser,
+        "Score every attention sublayer of a checkpoint: Gate-Norm, from the weights of queries and keys alone. "
+        "Neither data nor torch is needed.\n\n"
+        "Of a URL only headers and the bytes of query and key weights are fetched, and kept: an interrupted scoring "
+        "goes on where it stopped.",
+        examples=(
+            (
+                "a demo model, its four lowest scores marked, and a plot",
+                "gatenorm score smollm2 --drop 4 -o scores/",
+            ),
+            (
+                "two cuts of a model that stays where it lies",
+                "gatenorm score https://host/models/llama-70b/ --drop 8,16 -o scores/",
+            ),
+            ("the weights inside an ONNX graph, as one JSON object", "gatenorm score model.onnx --json --quiet"),
+        ),
     )
     add_model(parser)
-    parser.add_argument("-o", "--out", type=Path, help="a folder (scores.json and scores.svg in it) or a .json file")
+    add_out(parser, "a folder (scores.json and scores.svg in it) or a .json file")
     _add_cuts(parser)
     add_tower(parser)
     _add_formula(parser)

@@ -15,7 +15,9 @@ from rich.table import Table
 from gatenorm_export.artifacts import write_text
 from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.executor_options import add_executor, check_executor_options, executor_of
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_calibration, add_output, corpus_request
+from gatenorm_export.cli.outputs import add_out, folders
 from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.records import SweepCell, SweepReport
 
@@ -24,18 +26,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     from gatenorm_export.sweeping.ranking import RANKINGS
 
-    listed = "\n".join(f"  {name:<12} {what}" for name, what in RANKINGS.items())
-    parser.description = "Measure rankings and repairs at several numbers of layers: quality, speed, cache; one plot."
-    parser.epilog = (
-        f"rankings, and what goes first:\n{listed}\n\n"
-        "examples:\n  gatenorm sweep smollm2 --drops 4,8 --rank gate-norm,last,guard --repair none,linear -o sweep/\n"
-        "  gatenorm sweep out/base --rank gate-norm,random:0,random:1 --no-latency -o sweep/\n"
-        "  gatenorm sweep smollm2 --executor ray://cluster:10001 --ray-resources cpus=8 -o sweep/"
+    describe(
+        parser,
+        "Measure rankings and repairs at several numbers of layers: quality, speed, cache; one plot. The table grows "
+        "cell by cell, and an interrupted sweep goes on where it was.\n\n"
+        "Rankings, and what goes first: " + "; ".join(f"{name}: {what}" for name, what in RANKINGS.items()) + ".",
+        examples=(
+            (
+                "three rankings with and without repair",
+                "gatenorm sweep smollm2 --drops 4,8 --rank gate-norm,last,guard --repair none,linear -o sweep/",
+            ),
+            (
+                "two random orders as controls, quality alone",
+                "gatenorm sweep out/base --rank gate-norm,random:0,random:1 --no-latency -o sweep/",
+            ),
+            (
+                "on a Ray cluster",
+                "gatenorm sweep smollm2 --executor ray://cluster:10001 --ray-resources cpus=8 -o sweep/",
+            ),
+        ),
     )
     parser.add_argument(
         "model", help="an exported graph (a .onnx file or its folder), or a checkpoint as `gatenorm score` takes it"
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="a folder for sweep.json and sweep.svg")
+    add_out(parser, "a folder for sweep.json and sweep.svg", required=True, locks=folders())
     group = parser.add_argument_group("what is swept (lists, separated by commas)")
     group.add_argument(
         "--drops", metavar="LIST", default="1,4,8,12,16", help="numbers of layers to remove (default: 1,4,8,12,16)"
