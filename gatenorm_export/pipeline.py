@@ -14,6 +14,8 @@ from gatenorm_export.ledger import Ledger
 from gatenorm_export.planning import DropRequest, chosen_tower, make_plan
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
+    BundleManifest,
+    ComparisonReport,
     EngineArtifact,
     LayerScores,
     ModelSpec,
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class RunRequest:
-    """What a user asks of the main job. ``flavour`` is a TensorRT flavour, "auto" or "none"."""
+    """What a user asks of the main job. ``flavour`` is a TensorRT flavour, "auto" or "none"; ``bundle`` the folder of
+    the bundle that a run becomes whose proof and limits hold."""
 
     model: str
     out: Path
@@ -47,6 +50,7 @@ class RunRequest:
     guard: GuardRequest | None = None
     build: BuildOptions | None = None
     force: bool = False
+    bundle: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,7 @@ class RunResult:
     plan: PrunePlan
     reused: tuple[str, ...]
     files: tuple[Path, ...]
+    bundle: BundleManifest | None = None
 
     def to_object(self) -> dict[str, Any]:
         """One JSON object for pipelines: what ``compare`` prints, with the plan, the engines and the files."""
@@ -68,6 +73,7 @@ class RunResult:
             "engines_not_built": self.material.engines_not_built,
             "reused": list(self.reused),
             "report": [str(path) for path in self.files],
+            "bundle": self.bundle.to_object() if self.bundle is not None else None,
         }
 
 
@@ -82,6 +88,10 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
     progress = progress or Quiet()
     # Asked for by name, an engine stage that cannot run is an error before minutes are spent on the other stages.
     flavour, no_engines = _flavour(request.flavour)
+    if request.bundle is not None:
+        from gatenorm_export.bundling import check_place
+
+        check_place(request.bundle, request.out)
     spec = resolve_model(request.model, progress=progress)
     ledger = Ledger(request.out, spec, request.comparison.command, force=request.force, progress=progress)
     run = _Run(request, ledger, progress, spec_digest=spec.digest)
@@ -109,7 +119,8 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
         [ledger.sha256("compare", COMPARISON), ledger.sha256("plan", PLAN), ledger.sha256("score", SCORES)],
         lambda: write_report(request.out, material),
     )
-    return RunResult(material, scores.narrowed(plan.tower), plan, tuple(ledger.reused), ledger.paths("report"))
+    bundle = run.bundle(material.comparison) if request.bundle is not None else None
+    return RunResult(material, scores.narrowed(plan.tower), plan, tuple(ledger.reused), ledger.paths("report"), bundle)
 
 
 def _flavour(asked: str) -> tuple[Flavour | None, str]:
@@ -282,6 +293,16 @@ class _Run:
             # Engines that no GPU could run are run by the next run that has one.
             decides |= {"gpu": str(find_gpu())}
         self._ledger.stage("compare", decides, [*self._graphs(), *(e.sha256 for e in engines)], produce)
+
+    def bundle(self, comparison: ComparisonReport) -> BundleManifest | None:
+        """The bundle of a run that may be served; it lies outside the run's folder, so the ledger has no part in it."""
+        from gatenorm_export.bundling import BundleRequest, make_bundle
+
+        assert self._request.bundle is not None
+        if not comparison.passed:
+            self._progress.say(f"bundle: not made, {self._request.bundle} is left as it was: {comparison.verdict}")
+            return None
+        return make_bundle(BundleRequest(self._out, self._request.bundle), progress=self._progress)
 
     def _graphs(self) -> list[str]:
         return [

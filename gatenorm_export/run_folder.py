@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gatenorm_export.errors import InputError
 from gatenorm_export.graphs import MANIFEST_NAME, manifest_file
 from gatenorm_export.records import ComparisonReport, EngineArtifact, LayerScores, PrunedGraph, PrunePlan, RunManifest
-from gatenorm_export.reporting import ReportMaterial
+
+if TYPE_CHECKING:
+    from gatenorm_export.reporting import ReportMaterial
 
 GRAPHS = ("base", "pruned")
 SCORES, PLAN, COMPARISON = "scores.json", "plan.json", "compare.json"
@@ -19,6 +22,8 @@ def report_material(folder: Path) -> ReportMaterial:
     Raises:
         InputError: the folder holds no finished run.
     """
+    from gatenorm_export.reporting import ReportMaterial
+
     for name in (SCORES, PLAN, COMPARISON, MANIFEST_NAME):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: holds no {name}; `gatenorm run --out {folder}` makes it")

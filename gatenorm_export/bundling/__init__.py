@@ -2,6 +2,7 @@
 
 from gatenorm_export.bundling.make import BundleRequest, make_bundle
 from gatenorm_export.bundling.opening import Bundle, open_bundle
+from gatenorm_export.bundling.place import check_place
 from gatenorm_export.bundling.verifying import VerifyRequest, verify_bundle
 
-__all__ = ["Bundle", "BundleRequest", "VerifyRequest", "make_bundle", "open_bundle", "verify_bundle"]
+__all__ = ["Bundle", "BundleRequest", "VerifyRequest", "check_place", "make_bundle", "open_bundle", "verify_bundle"]

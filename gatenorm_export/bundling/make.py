@@ -67,14 +67,14 @@ def make_bundle(request: BundleRequest, *, progress: Progress | None = None) -> 
         OutputError: the bundle cannot be written there.
     """
     progress = progress or Quiet()
-    check_place(request.out)
+    check_place(request.out, request.source)
     with progress.task("read the graph"):
         gathered = _gather(request)
     with progress.task("probe the graph"):
         probe = _probe(gathered)
     with replaced_folder(request.out) as staging:
         # Looked at again: the folder may have been filled while the graph was read.
-        check_place(request.out)
+        check_place(request.out, request.source)
         contents = _contents(request, gathered)
         manifest = _manifest(request, gathered, probe).model_copy(update={"files": contents.write(staging, progress)})
         manifest, text = sealed(BundleManifest.model_validate(dict(manifest)))

@@ -8,12 +8,14 @@ from gatenorm_export.bundling.opening import read_manifest, touched_files
 from gatenorm_export.errors import InputError, OutputError
 
 
-def check_place(folder: Path) -> None:
-    """Make sure that nothing is lost when ``folder`` is replaced.
+def check_place(folder: Path, source: Path) -> None:
+    """Make sure that nothing is lost when ``folder`` is replaced, least of all what the bundle is made from.
 
     Raises:
-        OutputError: it is a file, a link, or a folder with something else than a bundle in it.
+        OutputError: it is a file, a link, a folder with something else than a bundle in it, or ``source`` lies in it.
     """
+    if source.resolve().is_relative_to(folder.resolve()):
+        raise OutputError(f"{folder}: holds what is to be bundled; choose another output")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder}: is a link or a file in the way of the bundle; choose another output")
     if not folder.exists() or not any(folder.iterdir()):

@@ -6,25 +6,32 @@ import argparse
 from pathlib import Path
 
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output
+from gatenorm_export.cli.outputs import add_out, replaced
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.records import BundleManifest
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = (
+    describe(
+        parser,
         "Put everything that a server needs into one folder: graph, engines, tokenizer, configs, manifest and report. "
         "optimum's ORTModelForCausalLM and onnxruntime-genai load it as it is. A bundle that is there is replaced as a "
-        "whole."
-    )
-    parser.epilog = (
-        "examples:\n  gatenorm bundle out/ -o bundle/\n"
-        "  gatenorm bundle pruned/ --engine pruned.engine -o bundle/\n\n"
-        "Keep the seal that it prints: `gatenorm verify bundle/ --seal SEAL` proves that nobody touched the bundle."
+        "whole.\n\n"
+        "Keep the seal that is printed: by it `gatenorm verify --seal` tells whether anybody touched the bundle.",
+        examples=(
+            ("a finished run, with its engine", "gatenorm bundle out/ -o bundle/"),
+            ("any graph, with an engine of it", "gatenorm bundle pruned/ --engine pruned.engine -o bundle/"),
+            (
+                "a graph alone, with tokenizer and configs from the model's folder",
+                "gatenorm bundle pruned.onnx --beside model/ -o bundle/",
+            ),
+        ),
     )
     parser.add_argument("source", type=Path, help="a run folder, a folder that holds a graph, or a .onnx file")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="the folder to write, or the bundle to replace")
+    add_out(parser, "the folder to write, or the bundle to replace", required=True, locks=replaced)
     parser.add_argument(
         "--engine",
         type=Path,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from gatenorm_export.cli.bundle import bundle_lines
 from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.engine_options import add_build, build_options
 from gatenorm_export.cli.manual import describe
@@ -29,6 +31,7 @@ from gatenorm_export.cli.plan import guard_lines, plan_line
 from gatenorm_export.cli.score import add_model, score_table
 from gatenorm_export.cli.tables import comparison_tables, exit_code_of
 from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.locking import file_lock
 from gatenorm_export.run_folder import GRAPHS
 
 
@@ -53,7 +56,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         codes=(ExitCode.UNFAITHFUL, ExitCode.THRESHOLD),
     )
     add_model(parser)
-    add_out(parser, "the folder for everything", required=True, locks=folders(*GRAPHS, "engines"))
+    add_out(parser, "the folder for everything", required=True, locks=_locks)
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="put everything that a server needs into this folder too, where proof and limits hold (gatenorm bundle)",
+    )
     parser.add_argument("--force", action="store_true", help="do every stage again")
     add_drop(parser, required=True)
     add_tower(parser)
@@ -67,6 +76,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_comparison(parser)
     add_output(parser)
     parser.set_defaults(run=run)
+
+
+def _locks(args: argparse.Namespace) -> tuple[Path, ...]:
+    """The run's folders, and what the bundle replaces."""
+    return (*folders(*GRAPHS, "engines")(args), *((file_lock(args.bundle),) if args.bundle else ()))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         guard=guard_request(args),
         build=build_options(args),
         force=args.force,
+        bundle=args.bundle,
     )
     result = run_pipeline(request, progress=terminal.progress)
     material = result.material
@@ -102,5 +117,6 @@ def run(args: argparse.Namespace) -> int:
         *guard_lines(result.plan),
         *comparison_tables(material.comparison),
         f"report: {args.out / 'report.html'}",
+        *(bundle_lines(args.bundle, result.bundle) if result.bundle is not None else []),
     )
     return int(exit_code_of(material.comparison))

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.records import BundleVerification
@@ -16,14 +17,18 @@ from gatenorm_export.records import BundleVerification
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.description = (
+    describe(
+        parser,
         "Check a bundle: every file is as it was and none was added, the manifest is true of the graph, ONNX Runtime "
-        "loads it, and it continues a prompt as it did when it was bundled."
-    )
-    parser.epilog = (
-        "examples:\n  gatenorm verify bundle/\n  gatenorm verify bundle/ --seal 3f2a...\n\n"
-        "Exit code 13 means that something was touched. Whoever can write a bundle can also seal it anew: only --seal, "
-        "with the seal that `gatenorm bundle` printed, tells that."
+        "loads it, and it continues a prompt as it did when it was bundled.\n\n"
+        "Whoever can write a bundle can also seal it anew: only --seal, with the seal that `gatenorm bundle` printed, "
+        "tells that.",
+        examples=(
+            ("everything that this machine can check", "gatenorm verify bundle/"),
+            ("against the seal that was kept elsewhere", "gatenorm verify bundle/ --seal 3f2a..."),
+            ("files and manifest, where no runtime is installed", "gatenorm verify bundle/ --files-only --json"),
+        ),
+        codes=(ExitCode.TAMPERED, ExitCode.UNFAITHFUL),
     )
     parser.add_argument("bundle", type=Path, help="the folder that `gatenorm bundle` wrote")
     parser.add_argument("--seal", metavar="SHA256", help="the seal that `gatenorm bundle` printed")
