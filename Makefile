@@ -5,9 +5,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A second environment exports graphs with transformers 5, which optimum-onnx excludes from the first.
 VENV5 ?= .venv5
-PYTEST := GATENORM_TRANSFORMERS5_PYTHON=$(abspath $(VENV5))/bin/python $(BIN)/python -m pytest
+# A third one serves models: a Triton server, and no gatenorm.
+VENV_TRITON ?= .venv-triton
+PYTEST := GATENORM_TRANSFORMERS5_PYTHON=$(abspath $(VENV5))/bin/python GATENORM_TRITON_ENV=$(abspath $(VENV_TRITON)) \
+	$(BIN)/python -m pytest
 
-.PHONY: demo test wide lint docs matrix clean
+.PHONY: demo test wide lint docs matrix triton clean
 
 demo: $(VENV)/.demo
 	$(BIN)/gatenorm run smollm2 --drop 4 --out out
@@ -15,7 +18,7 @@ demo: $(VENV)/.demo
 # What is tiny runs in two processes of one thread each: on busy cores, two threads wait for each other most of the time.
 # What is real times latency, so it runs alone and with every core: beside other work it takes three times as long.
 test:
-	$(MAKE) -j2 $(VENV5)/.graphs5 lint
+	$(MAKE) -j2 $(VENV5)/.graphs5 triton lint
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not real and not wide" -n 2 --dist loadfile
 	$(PYTEST) -m real
 
@@ -30,7 +33,7 @@ lint: $(VENV)/.dev
 
 # The documentation site; open site/index.html.
 docs: $(VENV)/.dev
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Every family with every exporter, and the documentation's table of them; takes hours on two cores.
 matrix: $(VENV)/.dev $(VENV5)/.graphs5
@@ -52,5 +55,13 @@ $(VENV5)/.graphs5: pyproject.toml | $(VENV5)/.torch $(VENV)/.dev
 	$(VENV5)/bin/pip install --quiet -e ".[graphs5]"
 	touch $@
 
+# The server that tests and benchmarks.triton start.
+triton: $(VENV_TRITON)/.triton-server
+$(VENV_TRITON)/.triton-server: pyproject.toml
+	$(PYTHON) -m venv $(VENV_TRITON)
+	$(VENV_TRITON)/bin/pip install --quiet "pip>=25.1"
+	$(VENV_TRITON)/bin/pip install --quiet --group triton-server
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV5) out site
+	rm -rf $(VENV) $(VENV5) $(VENV_TRITON) out site

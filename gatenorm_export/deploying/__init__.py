@@ -1,0 +1,1 @@
+"""Bundles for servers: what a model server needs of a bundle, in the form that it takes."""

@@ -1,0 +1,106 @@
+"""Models without a cache: the graph on Triton's ONNX Runtime backend, and before an encoder its tokenizer."""
+
+from __future__ import annotations
+
+import json
+
+from gatenorm_export.bundling import Bundle
+from gatenorm_export.deploying.triton.config_text import Value, Word
+from gatenorm_export.deploying.triton.configs import batchable, check_batch, instance_group, tensor
+from gatenorm_export.deploying.triton.request import TritonRequest
+from gatenorm_export.errors import RefusedError
+from gatenorm_export.records import BundleGraph
+
+TEXT, TOKENIZED = "text", ("input_ids", "attention_mask", "token_type_ids")
+
+
+def forward_config(name: str, graph: BundleGraph, request: TritonRequest) -> dict[str, Value]:
+    """The graph, called once for an answer; Triton batches requests of one shape.
+
+    Raises:
+        RefusedError: a batch was asked for, and the graph's inputs do not all begin with an open dimension.
+    """
+    batched = batchable((*graph.inputs, *graph.outputs))
+    if not batched:
+        check_batch(request.load.max_batch, 1, f"{name}, whose tensors do not all begin with an open batch dimension,")
+    config: dict[str, Value] = {
+        "name": name,
+        "platform": "onnxruntime_onnx",
+        "default_model_filename": graph.file,
+        "max_batch_size": request.load.max_batch if batched else 0,
+        "input": [tensor(spec, batched=batched) for spec in graph.inputs],
+        "output": [tensor(spec, batched=batched) for spec in graph.outputs],
+        "instance_group": instance_group(request.placement, request.placement.kind),
+    }
+    if batched and request.load.max_batch > 1:
+        config["dynamic_batching"] = {"max_queue_delay_microseconds": request.load.queue_delay_us}
+    return config
+
+
+def check_text_encoder(graph: BundleGraph) -> None:
+    """Make sure that a tokenizer gives all that the graph takes.
+
+    Raises:
+        RefusedError: it does not.
+    """
+    others = [spec.name for spec in graph.inputs if spec.name not in TOKENIZED or spec.dtype != "int64"]
+    if others:
+        raise RefusedError(f"the graph takes {', '.join(others)}, which no tokenizer gives")
+    if not batchable((*graph.inputs, *graph.outputs)):
+        raise RefusedError("the graph's tensors do not all begin with an open batch dimension")
+
+
+def max_length(bundle: Bundle, asked: int | None) -> int:
+    """The most tokens of a text: what was asked for, or the positions that the bundle's config.json tells.
+
+    Raises:
+        RefusedError: neither tells.
+    """
+    config = bundle.folder / "config.json"
+    known = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings") if config.is_file() else None
+    if asked is not None:
+        return asked
+    if not isinstance(known, int):
+        raise RefusedError("the bundle does not say how many positions the model has; give --max-context")
+    return known
+
+
+def tokenizing_config(name: str, graph: BundleGraph, request: TritonRequest, max_length: int) -> dict[str, Value]:
+    """The Python model that makes an encoder's inputs of text; texts of more than ``max_length`` tokens are refused."""
+    return {
+        "name": name,
+        "backend": "python",
+        "default_model_filename": "tokenizing_model.py",
+        "max_batch_size": request.load.max_batch,
+        "input": [{"name": TEXT, "data_type": Word("TYPE_STRING"), "dims": [1]}],
+        "output": [tensor(spec, batched=True) for spec in graph.inputs],
+        "instance_group": [{"count": request.placement.instances, "kind": Word("KIND_CPU")}],
+        "parameters": [{"key": "max_length", "value": {"string_value": str(max_length)}}],
+    }
+
+
+def ensemble_config(name: str, tokenizing: str, forward: str, graph: BundleGraph, max_batch: int) -> dict[str, Value]:
+    """Text in, the encoder's outputs out: the tokenizer's model and the graph's, one behind the other."""
+    inputs, outputs = ([spec.name for spec in specs] for specs in (graph.inputs, graph.outputs))
+    return {
+        "name": name,
+        "platform": "ensemble",
+        "max_batch_size": max_batch,
+        "input": [{"name": TEXT, "data_type": Word("TYPE_STRING"), "dims": [1]}],
+        "output": [tensor(spec, batched=True) for spec in graph.outputs],
+        "ensemble_scheduling": {
+            "step": [
+                _step(tokenizing, {TEXT: TEXT}, {entry: entry for entry in inputs}),
+                _step(forward, {entry: entry for entry in inputs}, {entry: entry for entry in outputs}),
+            ]
+        },
+    }
+
+
+def _step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> dict[str, Value]:
+    return {
+        "model_name": model,
+        "model_version": -1,
+        "input_map": [{"key": key, "value": value} for key, value in inputs.items()],
+        "output_map": [{"key": key, "value": value} for key, value in outputs.items()],
+    }

@@ -1,0 +1,86 @@
+"""What no configuration tells of a graph, tried on ONNX Runtime: whether its mask hides what lies before a sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gatenorm_export.bundling.probe import probe_prompt, tolerance_of
+from gatenorm_export.deploying.triton.served.manifest import Decoding as ServedDecoding
+from gatenorm_export.deploying.triton.served.manifest import read_bundle
+from gatenorm_export.deploying.triton.served.runtime import Runtime, Step
+from gatenorm_export.errors import RefusedError, needs
+from gatenorm_export.records import BundleManifest
+
+
+class GraphProbe:
+    """A bundle's graph, opened once for all that is tried on it."""
+
+    def __init__(self, folder: Path, manifest: BundleManifest) -> None:
+        assert manifest.graph is not None
+        assert manifest.decoding is not None
+        with needs("triton", "checking the graph"):
+            from gatenorm_export.deploying.triton.served.onnx_runtime import OnnxRuntime
+        self._decoding = read_bundle(folder).decoding
+        self._runtime: Runtime = OnnxRuntime(folder / manifest.graph.file, self._decoding)
+        self._tokens = np.array([probe_prompt(manifest.decoding)], np.int64)
+        self._tolerance = tolerance_of(manifest.graph)
+
+    def check_hidden_position(self) -> None:
+        """Make sure that one position of zeros before a sequence changes nothing when the mask hides it.
+
+        Raises:
+            RefusedError: it does, as in graphs that count the ones of the mask instead of reading where they are.
+        """
+        error = self._difference(_zeros(self._decoding), hidden=1)
+        if not error <= self._tolerance:
+            raise RefusedError(
+                "Triton begins a sequence with one position of cache, and this graph does not hide it behind its mask "
+                f"(logits differ by {error:.1e} of their range); use the generating model"
+            )
+
+    def check_left_padding(self) -> None:
+        """Make sure that prompts may be padded on the left, as those of unlike length in one batch are.
+
+        Raises:
+            RefusedError: padding changes what the graph computes.
+        """
+        error = self._difference(None, hidden=5)
+        if not error <= self._tolerance:
+            raise RefusedError(
+                "--max-batch above 1 pads prompts on the left, and this graph does not hide padding behind its mask "
+                f"(logits differ by {error:.1e} of their range); leave it at 1"
+            )
+
+    def _difference(self, cache: Any, hidden: int) -> float:
+        """The largest difference that ``hidden`` masked positions before the prompt make, as a share of the logits'
+        range. ``cache`` holds them, or they are fed as tokens where it is None."""
+        plain = self._logits(self._tokens, np.ones_like(self._tokens), None)
+        mask = np.concatenate([np.zeros((1, hidden), np.int64), np.ones_like(self._tokens)], axis=1)
+        tokens = self._tokens
+        if cache is None:
+            tokens = np.concatenate([np.zeros((1, hidden), np.int64), tokens], axis=1)
+        behind = self._logits(tokens, mask, cache)
+        return float(np.abs(plain - behind).max() / np.ptp(plain))
+
+    def _logits(self, tokens: np.ndarray, mask: np.ndarray, cache: Any) -> np.ndarray:
+        first, cache = self._runtime.step(Step.of(tokens, mask), cache)
+        mask = np.concatenate([mask, np.ones((1, 1), np.int64)], axis=1)
+        second, _ = self._runtime.step(Step.of(self._tokens[:, :1], mask), cache)
+        return np.concatenate([first, second])
+
+
+def _zeros(decoding: ServedDecoding) -> list[Any]:
+    """One position of zeros in every cache, as the server makes it."""
+    import onnxruntime
+
+    from gatenorm_export.deploying.triton.served.onnx_runtime import ELEMENT_TYPES
+
+    made = []
+    for entry in decoding.caches:
+        bits = {"float16": np.uint16, "bfloat16": np.uint16}.get(entry.dtype) or np.dtype(entry.dtype)
+        zeros = np.zeros(entry.shape_of(1, 1), bits)
+        made.append(onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(zeros, ELEMENT_TYPES[entry.dtype]))
+    return made

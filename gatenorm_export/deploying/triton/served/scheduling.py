@@ -1,0 +1,100 @@
+"""Who is computed when: one thread that advances every running generation by a step in turn."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+
+from gatenorm_export.deploying.triton.served.generation import Generation, Row
+
+
+class BusyError(RuntimeError):
+    """No more can wait; the text is for the client."""
+
+
+class ClosedError(RuntimeError):
+    """The model is being unloaded; the text is for the client."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """How many prompts are decoded in one batch, how many such batches run in turn, and how many prompts wait."""
+
+    batch: int
+    running: int
+    waiting: int
+
+
+class Scheduler:
+    """Runs generations. ``begin`` makes one of rows that have waited."""
+
+    def __init__(self, places: Places, begin: Callable[[Sequence[Row]], Generation]) -> None:
+        self._places, self._begin = places, begin
+        self._waiting: collections.deque[Row] = collections.deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="generation", daemon=True)
+        self._thread.start()
+
+    def add(self, row: Row) -> None:
+        """Let a row wait for its turn.
+
+        Raises:
+            BusyError: too many wait already.
+            ClosedError: the model is being unloaded.
+        """
+        with self._changed:
+            if self._closed:
+                raise ClosedError("the model is being unloaded")
+            if len(self._waiting) >= self._places.waiting:
+                raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
+            self._waiting.append(row)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End: what runs or waits gets an error, and the thread ends behind the step that it is at."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        running: list[Generation] = []
+        while True:
+            with self._changed:
+                while not (self._closed or running or self._waiting):
+                    self._changed.wait()
+                if self._closed:
+                    break
+                batches = self._next_batches(self._places.running - len(running))
+            running += [generation for rows in batches if (generation := self._begun(rows)) is not None]
+            running = [generation for generation in running if _advanced(generation)]
+        for generation in running:
+            generation.fail("the model was unloaded before the answer was complete")
+        for row in self._waiting:
+            row.fail("the model was unloaded before the request was begun")
+
+    def _begun(self, rows: Sequence[Row]) -> Generation | None:
+        try:
+            return self._begin(rows)
+        except Exception as error:
+            for row in rows:
+                row.fail(f"{type(error).__name__}: {error}")
+            return None
+
+    def _next_batches(self, free: int) -> list[list[Row]]:
+        batches: list[list[Row]] = []
+        while self._waiting and len(batches) < free:
+            batches.append([self._waiting.popleft() for _ in range(min(self._places.batch, len(self._waiting)))])
+        return batches
+
+
+def _advanced(generation: Generation) -> bool:
+    """Whether there is more to do. An error ends this generation and no other."""
+    try:
+        return generation.advance()
+    except Exception as error:
+        generation.fail(f"{type(error).__name__}: {error}")
+        return False
