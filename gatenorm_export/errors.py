@@ -10,6 +10,9 @@ import contextlib
 from collections.abc import Iterator
 from enum import IntEnum
 
+# A message names files, tensors and what to do; some paths are long.
+_LONGEST = 800
+
 
 class ExitCode(IntEnum):
     """The documented exit codes of every verb."""
@@ -57,6 +60,9 @@ class GateNormError(Exception):
 
     exit_code: ExitCode = ExitCode.INTERNAL
 
+    def __init__(self, text: str) -> None:
+        super().__init__(readable(text))
+
 
 class InputError(GateNormError):
     """A file or folder given to us is missing, damaged, or not what the verb works on."""
@@ -92,6 +98,21 @@ class BusyError(GateNormError):
     """Another process is writing the same output; the message names it."""
 
     exit_code = ExitCode.BUSY
+
+
+def readable(text: str) -> str:
+    """The text as one line of characters that can be shown, its middle left out where it is endless.
+
+    Names in it may come from a file of a stranger's: what would move a terminal's cursor is written out instead.
+    """
+    line = " ".join(text.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST * 2 // 3]} ... {line[-_LONGEST // 4 :]}"
+    return line if line.isprintable() else "".join(map(_shown, line))
+
+
+def _shown(letter: str) -> str:
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
 
 
 @contextlib.contextmanager

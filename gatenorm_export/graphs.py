@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.errors import InputError, OutputError, needs
 from gatenorm_export.records import ExportedGraph, FileDigest, PrunedGraph
 from gatenorm_export.records.graph import GraphFile
+from gatenorm_export.small_files import inside, read_object
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,8 +59,8 @@ def claim_place(graph: Path) -> None:
     if not path.exists():
         return
     try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
-    except (OSError, ValueError, KeyError, TypeError):
+        kind = read_object(path).get("kind")
+    except InputError:
         kind = "unknown"
     if kind not in {"exported", "pruned"}:
         raise OutputError(f"{path}: is in the way, and not the manifest of a graph; choose another output folder")
@@ -80,9 +80,9 @@ def graph_manifest(graph: Path, *, digest_data: bool = True) -> ExportedGraph | 
     if not path.is_file():
         return None
     try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("kind")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a manifest ({error}); remove it to treat the graph as a foreign one") from error
+        kind = read_object(path).get("kind")
+    except InputError as error:
+        raise InputError(f"{error}; remove it to treat the graph as a foreign one") from error
     if kind not in {"exported", "pruned"}:
         return None
     record: ExportedGraph | PrunedGraph = (ExportedGraph if kind == "exported" else PrunedGraph).load(path)
@@ -91,7 +91,7 @@ def graph_manifest(graph: Path, *, digest_data: bool = True) -> ExportedGraph | 
         if file.name.startswith(graph.name):
             _check_file(graph.parent / Path(file.name).name, file, path, digest=digest_data or file.name == graph.name)
     for shared in record.shared if isinstance(record, PrunedGraph) else ():
-        _check_file(graph.parent / shared.name, shared, path, digest=digest_data)
+        _check_file(inside(graph.parent, shared.name), shared, path, digest=digest_data)
     return record
 
 

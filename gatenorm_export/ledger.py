@@ -13,6 +13,7 @@ from gatenorm_export.errors import InputError
 from gatenorm_export.graphs import MANIFEST_NAME
 from gatenorm_export.progress import Progress
 from gatenorm_export.records import Artifact, ModelSpec, RunManifest, StageEntry, tool_versions
+from gatenorm_export.small_files import read_small
 
 
 class Ledger:
@@ -81,7 +82,7 @@ class Ledger:
             return RunManifest.load(path)
         except InputError:
             # Overwriting somebody else's manifest would lose it; ours from another version only costs a rerun.
-            if '"kind": "run"' not in path.read_text(encoding="utf-8", errors="replace"):
+            if '"kind": "run"' not in read_small(path).decode("utf-8", "replace"):
                 raise InputError(f"{path}: not the manifest of a run; choose another output folder") from None
             return None
 

@@ -11,6 +11,7 @@ from gatenorm_export.genai_config import GENAI_CONFIG, CacheNames, other_files, 
 from gatenorm_export.graphs import GRAPH_NAME, TOKENIZER_FILES
 from gatenorm_export.kinds import SPEECH_GRAPHS
 from gatenorm_export.progress import Progress
+from gatenorm_export.small_files import inside, read_object, read_small
 
 # Anything else in a source folder is not ours to copy, least of all tensors. config.json stays as it is, its layer
 # count too: optimum takes the cache from the graph's inputs, and the count tells what checkpoint the graph came from.
@@ -39,7 +40,7 @@ def side_files(graph: Path, pruned: Path, names: CacheNames, progress: Progress)
         if config_file.is_file():
             progress.say(f"{config_file}: still describes {graph.name}; for a genai folder name another output folder")
         return {}
-    found = {name: _read(folder / name) for name in _COPIED if (folder / name).is_file()}
+    found = {name: _read(folder, name) for name in _COPIED if (folder / name).is_file()}
     if not config_file.is_file():
         return found
     config = rewrite_genai_config(_genai_config(config_file), graph.name, pruned.name, names)
@@ -49,7 +50,7 @@ def side_files(graph: Path, pruned: Path, names: CacheNames, progress: Progress)
     found[GENAI_CONFIG] = (json.dumps(config, indent=4) + "\n").encode()
     for name in other_files(config, pruned.name):
         if Path(name).name == name and name.endswith(".json") and (folder / name).is_file():
-            found[name] = _read(folder / name)
+            found[name] = _read(folder, name)
         elif (folder / name).exists():
             progress.say(f"{config_file}: also names {name}, which was not copied; copy it beside the pruned graph")
     return found
@@ -73,16 +74,10 @@ def copy_companions(graph: Path, folder: Path, staging: Path) -> None:
 
 def _genai_config(path: Path) -> dict[str, object]:
     try:
-        config = json.loads(_read(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); repair it, or name a .onnx file as output") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: not a JSON object; repair it, or name a .onnx file as output")
-    return config
+        return read_object(path)
+    except InputError as error:
+        raise InputError(f"{error}; repair it, or name a .onnx file as output") from error
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+def _read(folder: Path, name: str) -> bytes:
+    return read_small(inside(folder, name))

@@ -108,11 +108,19 @@ def test_a_link_keeps_its_name(checkpoint: Path, tmp_path: Path) -> None:
     blob = tmp_path / "blobs" / "0123"
     blob.parent.mkdir()
     shutil.copy(checkpoint / "model.safetensors", blob)
-    folder = tmp_path / "snapshot"
-    folder.mkdir()
+    folder = tmp_path / "snapshots" / "main"
+    folder.mkdir(parents=True)
     (folder / "model.safetensors").symlink_to(blob)
     shutil.copy(checkpoint / "config.json", folder)
     assert scores(str(folder)) == scores(str(folder / "model.safetensors")) == scores(str(checkpoint))
+
+
+def test_a_link_out_of_a_folder_is_followed_for_who_names_it_alone(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(checkpoint / "model.safetensors")
+    shutil.copy(checkpoint / "config.json", tmp_path)
+    assert scores(str(tmp_path / "model.safetensors")) == scores(str(checkpoint))
+    with pytest.raises(InputError, match=r"is a link to .*, which is outside its folder; refused"):
+        scores(str(tmp_path))
 
 
 def test_one_gguf_or_graph_in_a_folder_is_meant(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gatenorm_export.building.graph_inputs import Inputs, Length
 from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.small_files import parse_json, read_small
 
 Shape = tuple[int, ...]
 Bounds = Mapping[str, tuple[Shape, Shape, Shape]]
@@ -29,14 +29,11 @@ def load_overrides(path: Path) -> Overrides:
     Raises:
         InputError: the file cannot be read, or is not of this form.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    try:
-        found = json.loads(text, object_pairs_hook=_without_repeats)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); a profile file looks like {_FORM}") from error
+    found = parse_json(
+        read_small(path),
+        lambda reason: InputError(f"{path}: {reason}; a profile file looks like {_FORM}"),
+        unique=True,
+    )
     if not isinstance(found, dict) or not found:
         raise InputError(f"{path}: names no profile; a profile file looks like {_FORM}")
     overrides: dict[str, Bounds] = {}
@@ -45,14 +42,6 @@ def load_overrides(path: Path) -> Overrides:
             raise InputError(f"{path}: profile {name}: names no input; a profile file looks like {_FORM}")
         overrides[name] = {entry: _bounds(f"{path}: profile {name}: {entry}", value) for entry, value in inputs.items()}
     return overrides
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
-    return found
 
 
 def _bounds(where: str, value: Any) -> tuple[Shape, Shape, Shape]:

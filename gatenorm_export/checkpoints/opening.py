@@ -35,7 +35,7 @@ def folder_of(place: str) -> tuple[Folder, str | None]:
             return RemoteFolder(folder), file
         return RemoteFolder(place), None
     path = Path(place)
-    return (LocalFolder(path), None) if path.is_dir() else (LocalFolder(path.parent), path.name)
+    return (LocalFolder(path), None) if path.is_dir() else (LocalFolder(path.parent, named=path.name), path.name)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import mmap
 import os
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -14,16 +14,16 @@ import numpy as np
 import xxhash
 
 from gatenorm_export.errors import InputError
+from gatenorm_export.small_files import LARGEST_BYTES, inside, open_plain, parse_json
 
 Bytes = np.ndarray
 """A one-dimensional array of uint8 that nobody else writes to."""
 
-# A config or an index is text of a few kilobytes, an index of the largest checkpoints some megabytes.
-_LARGEST_JSON_BYTES = 200_000_000
-
-
 # A mapping costs a few system calls, and whole pages at either end.
 _MAP_FROM_BYTES = 1 << 20
+
+# MADV_POPULATE_READ of Linux 5.14: all pages of a mapping are read at once. Older kernels do not know the number.
+_POPULATE_READ = 22 if sys.platform == "linux" else None
 
 
 class ByteReader(Protocol):
@@ -91,12 +91,7 @@ class LocalFile:
             InputError: it is not there, no plain file, or may not be read.
         """
         self._path = path
-        try:
-            self._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-            ) from error
+        self._file = os.fdopen(open_plain(path), "rb", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size
 
     @property
@@ -124,6 +119,10 @@ class LocalFile:
         start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         # Pages are copied when somebody writes to them: the array may be changed, the file is not.
         window = mmap.mmap(self._file.fileno(), offset - start + length, access=mmap.ACCESS_COPY, offset=start)
+        if _POPULATE_READ is not None:
+            # Else every few pages cost a fault when they are first read, together as much as digesting them.
+            with contextlib.suppress(OSError):
+                window.madvise(_POPULATE_READ)
         return np.frombuffer(window, dtype=np.uint8)[offset - start :]
 
     def _copied(self, offset: int, length: int) -> Bytes:
@@ -143,12 +142,12 @@ class LocalFile:
 
 
 class LocalFolder:
-    """A directory."""
+    """A directory. Links that lead out of it are refused, but for ``named``, the file that a user named himself."""
 
     remote = False
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, named: str | None = None) -> None:
+        self._path, self._named = path, named
 
     @property
     def name(self) -> str:
@@ -161,11 +160,14 @@ class LocalFolder:
 
     def has(self, file: str) -> bool:
         """Whether a plain file, or a link to one, has that name."""
-        return (self._path / file).is_file()
+        return self._place(file).is_file()
 
     def open(self, file: str) -> LocalFile:
         """Open one of its files."""
-        return LocalFile(self._path / file)
+        return LocalFile(self._place(file))
+
+    def _place(self, file: str) -> Path:
+        return self._path / file if file == self._named else inside(self._path, file)
 
 
 class Opened:
@@ -227,7 +229,7 @@ def read_json(folder: Folder, file: str, *, hint: str = "") -> dict[str, Any]:
         raise InputError(f"{where}: not there" + (f"; {hint}" if hint else ""))
     reader = folder.open(file)
     try:
-        if reader.size > _LARGEST_JSON_BYTES:
+        if reader.size > LARGEST_BYTES:
             raise InputError(f"{where}: not readable JSON (it has {reader.size} bytes)")
         value = parse_json(reader.read(0, reader.size).tobytes(), lambda reason: InputError(f"{where}: {reason}"))
     finally:
@@ -235,25 +237,3 @@ def read_json(folder: Folder, file: str, *, hint: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: not a JSON object")
     return value
-
-
-def parse_json(text: bytes, error: Callable[[str], InputError], *, unique: bool = False) -> Any:
-    """Parse JSON that nobody vouches for; ``unique`` refuses objects that have a name twice.
-
-    Raises:
-        InputError: what ``error`` makes of the reason.
-    """
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique if unique else None)
-    except (ValueError, RecursionError) as reason:
-        # A decoding error is a ValueError too; brackets nested without end are a RecursionError.
-        raise error(f"not readable JSON ({str(reason).splitlines()[0]})") from reason
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1) if len(names) < 10_000 else "a name"
-        raise ValueError(f"{twice} stands in it twice")
-    return found

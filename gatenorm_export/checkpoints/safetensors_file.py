@@ -15,9 +15,10 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from gatenorm_export.checkpoints.dtypes import BITS, NUMPY
-from gatenorm_export.checkpoints.ranges import ByteReader, Folder, Opened, digest_of, parse_json, read_json
+from gatenorm_export.checkpoints.ranges import ByteReader, Folder, Opened, digest_of, read_json
 from gatenorm_export.checkpoints.tensors import Listing, StoredTensor, TensorInfo
 from gatenorm_export.errors import InputError
+from gatenorm_export.small_files import parse_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -30,9 +30,14 @@ class Terminal:
         if self.json:
             sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
             return
-        console = Console(highlight=False)
+        # Names from files are shown as they are: no markup, no emoji in them.
+        console = Console(highlight=False, markup=False, emoji=False)
         for item in shown:
             console.print(item)
+
+    def text(self, record: dict[str, Any], text: str) -> None:
+        """Print a result that another program reads as it is; ``record`` with ``--json``."""
+        sys.stdout.write(json.dumps(record, allow_nan=False) + "\n" if self.json else text)
 
     def say(self, line: str) -> None:
         """Talk to a person; silent with ``--quiet``."""

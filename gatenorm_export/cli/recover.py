@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.cli.console import Terminal
@@ -155,7 +156,7 @@ def recovery_tables(report: RecoveryReport) -> list[RenderableType]:
         f"kept: {f'step {report.best_step}' if report.best_step else 'the pruned model as it was'}"
     )
     faithful = f"faithfulness: {report.faithfulness.reason}"
-    return [trained, perplexity, distance, faithful, f"[bold]{report.verdict}[/bold]"]
+    return [trained, perplexity, distance, faithful, Text(report.verdict, style="bold")]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.records import (
@@ -47,7 +48,7 @@ def comparison_tables(report: ComparisonReport) -> list[RenderableType]:
     for threshold in report.thresholds:
         state = "held" if threshold.passed else "MISSED"
         shown.append(f"{threshold.name} {threshold.limit:g}: {state}, measured {threshold.measured:.4g}")
-    shown.append(f"[bold]{report.verdict}[/bold]")
+    shown.append(Text(report.verdict, style="bold"))
     return shown
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gatenorm_export.artifacts import write_text
 from gatenorm_export.errors import InputError
+from gatenorm_export.small_files import read_small
 
 SCHEMA_VERSION = 1
 
@@ -110,10 +111,7 @@ class Record(Part):
         Raises:
             InputError: no such file, no JSON, another kind of record, or another schema version.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read as a {cls.__name__} record ({error})") from error
+        text = read_small(path)
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -108,7 +108,7 @@ class TranscriptQuality(Part):
 
 def _measure(value: Any) -> str:
     # Records of before there was a choice have no field.
-    return str(value.get("measure", "text") if isinstance(value, dict) else value.measure)
+    return str(value.get("measure", "text") if isinstance(value, dict) else getattr(value, "measure", value))
 
 
 AnyQuality = Annotated[
