@@ -35,6 +35,8 @@ VERBS = {
     "bundle": "put everything that a server needs into one folder",
     "verify": "check that a bundle is whole, untouched, loads, and computes what it did",
     "triton": "write a model repository for Triton Inference Server from a bundle",
+    "doctor": "say which stages this machine can run, and what the others need",
+    "completion": "print the script that completes verbs and options in a shell",
 }
 """Every verb, in the order of the pipeline after ``run``; each lives in the module of its name beside this file."""
 
