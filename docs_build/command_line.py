@@ -82,7 +82,7 @@ def _section(verb: str) -> Iterator[str]:
     yield from (_text(paragraph) + "\n" for paragraph in (parser.description or VERBS[verb]).split("\n\n"))
     yield f"```text\n{parser.format_usage().removeprefix('usage: ').rstrip()}\n```\n"
     for group in parser._action_groups:
-        actions = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]
+        actions = [action for action in group._group_actions if action.dest != "help"]
         if actions:
             yield f"| {_text(group.title or '')} | |\n|---|---|"
             yield from (f"| {_name(action)} | {_help(parser, action)} |" for action in actions)

@@ -1,7 +1,7 @@
 """A hook of mkdocs: one page for each public package, whose text mkdocstrings takes from the docstrings.
 
-Public is a package that declares ``__all__``, and the two modules that a caller of the whole needs: the pipeline and the
-errors. They are found in the source, so that a new package is in the reference without a word.
+Public is a package that declares ``__all__``, and the two modules that a caller of the whole needs: the pipeline and
+the errors. They are found in the source, so that a new package is in the reference without a word.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def page_of(module: str) -> str:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages under Reference > Python."""
-    reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
+    sections = config.nav or []
+    reference = next(entry["Reference"] for entry in sections if "Reference" in entry)
     python = next(entry[_SECTION] for entry in reference if _SECTION in entry)
     python.extend({module: page_of(module)} for module in public_modules())
     return config

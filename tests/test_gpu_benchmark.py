@@ -142,8 +142,8 @@ def test_a_pruned_graph_is_the_native_one(exported, tmp_path: Path) -> None:
 def test_the_bench_table_in_the_readme_is_the_measured_one() -> None:
     results = ROOT / "benchmarks" / "results" / "bench-smollm2-cpu.json"
     readme = (ROOT / "README.md").read_text()
-    if "<!-- bench -->" not in readme:
-        pytest.skip("the README has no place for the table yet")
+    if not results.is_file():
+        pytest.skip("the suite's results are not committed yet")
     cells, _ = gpu.load_results(results)
     section = re.search(r"<!-- bench -->\n(.*?)<!-- /bench -->", readme, re.DOTALL)
     assert section is not None

@@ -1,50 +1,43 @@
-"""Every command of the README, run in its order in one empty folder, on the real SmolLM2; and what the run promises."""
+"""Every command of the README and of the documentation, run in the order of the pages in one empty folder, on the real
+SmolLM2; and what the run promises."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from documented import ROOT, commands, fences, pages
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
+PYTHON_BLOCKS = [(page, number) for page in pages() for number in range(len(fences(page, "python")))]
 
 pytestmark = pytest.mark.real
 
 
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    # The commands of this very environment come first, as in a shell in which it is active.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder in which the README's gatenorm commands have been run, each with its exit code checked."""
-    folder = tmp_path_factory.mktemp("readme")
-    for command in COMMANDS:
-        words = shlex.split(command)
-        if words[0] != "gatenorm":
+    """An empty folder in which gatenorm's commands have been run, each with its exit code checked."""
+    folder = tmp_path_factory.mktemp("documented")
+    for page, command in commands():
+        if not command.startswith("gatenorm "):
             continue
-        done = subprocess.run(
-            [sys.executable, "-m", "gatenorm_export.cli.main", *words[1:]],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
-        assert done.returncode == 0, f"{command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        done = run(["bash", "-c", command], folder)
+        assert done.returncode == 0, f"{page}: {command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
-        if "--json" in words:
-            (folder / "last.json").write_text(done.stdout)
+        if "--json" in command.split() and "compare" in command:
+            (folder / "compare.json").write_text(done.stdout)
     return folder
 
 
@@ -52,13 +45,13 @@ def test_the_set_up_commands_exist() -> None:
     """They make this very environment, so they are not run inside it: make's targets and the extras must exist."""
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    others = [command for command in COMMANDS if not command.startswith("gatenorm")]
+    others = [(page, command) for page, command in commands() if not command.startswith("gatenorm ")]
     assert others
-    for command in others:
+    for page, command in others:
         if command.startswith("make "):
-            assert command.split()[1] in targets
+            assert command.split()[1] in targets, page
         else:
-            assert command.startswith("pip install torch==2.13.0 && pip install -e")
+            assert command.startswith("pip install torch==2.13.0 && pip install -e"), f"{page}: {command}"
             assert re.findall(r"\.\[(\w+)\]", command)[0] in extras
 
 
@@ -95,16 +88,16 @@ def test_single_verbs_give_the_same_graph_as_the_run(folder: Path) -> None:
 
 
 def test_the_gate_of_the_pipeline_example_speaks_json(folder: Path) -> None:
-    result = json.loads((folder / "last.json").read_text())
+    result = json.loads((folder / "compare.json").read_text())
     assert [threshold["passed"] for threshold in result["thresholds"]] == [True]
 
 
-@pytest.mark.parametrize(("number", "shown"), [(0, str(tuple(range(30)))), (1, "(1, 3, 49152)")])
-def test_the_python_examples_run(folder: Path, number: int, shown: str) -> None:
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[number]
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(("page", "number"), PYTHON_BLOCKS, ids=lambda value: getattr(value, "stem", value))
+def test_the_python_examples_run(folder: Path, page: Path, number: int) -> None:
+    done = run([sys.executable, "-c", fences(page, "python")[number]], folder)
     assert done.returncode == 0, done.stderr
-    assert shown in done.stdout
+    shown = {("surgery", 0): str(tuple(range(30))), ("surgery", 1): "(1, 3, 49152)"}
+    assert shown.get((page.stem, number), "") in done.stdout
 
 
 def test_the_pruned_folder_loads_in_optimum_and_generates(folder: Path) -> None:
