@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         help="run nothing: show what these files hold, the last one's word for a cell",
     )
-    parser.add_argument("--markdown", action="store_true", help="print the README's table instead")
+    parser.add_argument("--markdown", action="store_true", help="print the documentation's table instead")
     parser.add_argument(
         "--framework-references", action="store_true", help="export every reference; do not zero it in the graph's copy"
     )

@@ -1,4 +1,4 @@
-"""The matrix as a table for people and as Markdown for the README."""
+"""The matrix as a table for people and as Markdown for the documentation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def rich_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def markdown(verdicts: Sequence[Verdict]) -> str:
-    """The same for the README, and below it what was not faithful, with reasons."""
+    """The same for the documentation, and below it what was not faithful, with reasons."""
     columns, rows = counts(verdicts)
     lines = [_row(["exporter", *columns]), _row(["---", *("---:" for _ in columns)])]
     lines += [_row([name, *(row[column] or "" for column in columns)]) for name, row in rows.items()]
