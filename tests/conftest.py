@@ -1,8 +1,9 @@
-"""Shared fixtures: every tiny model exported once a session."""
+"""Shared fixtures: every tiny model exported once a session, and a Ray cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,26 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
         return done[name]
 
     return export
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two worker processes on 127.0.0.1 alone; the value is where they keep shipped files."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install gatenorm[ray]")
+    shipped = tmp_path_factory.mktemp("shipped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GATENORM_SHIPPED", str(shipped))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=200_000_000,
+        )
+        yield shipped
+        ray.shutdown()

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import kill_worker
 from model_zoo import row
 
 from gatenorm_export.cli.main import main
-from gatenorm_export.errors import ExitCode, GateNormError, InputError, MissingPartError, RefusedError
+from gatenorm_export.errors import ExitCode, InputError, RefusedError
 from gatenorm_export.executing import (
     Executor,
     LocalExecutor,
@@ -26,37 +27,12 @@ from gatenorm_export.executing import (
     Remembering,
     Resources,
     Task,
-    bench_task,
-    build_task,
-    copy_artifact,
     input_file,
     open_executor,
     parse_resources,
-    place_engine,
+    place_artifact,
 )
 from gatenorm_export.records import SweepReport
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two worker processes on 127.0.0.1 alone; the value is where they keep shipped files."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = pytest.importorskip("ray", reason="ray is not installed: pip install gatenorm[ray]")
-    shipped = tmp_path_factory.mktemp("shipped")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GATENORM_SHIPPED", str(shipped))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=200_000_000,
-        )
-        yield shipped
-        ray.shutdown()
 
 
 @pytest.fixture(params=["local", "ray"])
@@ -102,7 +78,7 @@ def test_values_and_artifacts(executor: Executor, tmp_path: Path) -> None:
     joined = outcome.artifacts[0]
     assert joined.sha256 == hashlib.sha256(b"first second").hexdigest()
     place = executor.artifact(joined)
-    copy_artifact(place, tmp_path / "mine" / "joined.bin")
+    place_artifact(place, tmp_path / "mine" / "joined.bin")
     assert (tmp_path / "mine" / "joined.bin").read_bytes() == b"first second"
     assert {path.name for path in (tmp_path / "store").iterdir()} == {file.sha256 for file in outcome.artifacts}
     place.write_bytes(b"first secone")
@@ -342,68 +318,6 @@ def test_a_sweep_survives_a_killed_worker(
     shown = capfd.readouterr()
     assert json.loads(shown.out) == report.to_object()
     assert shown.err == ""
-
-
-def kill_worker(title: str) -> int:
-    """Kill the process of that title among this one's descendants as soon as there is one; its number, or 0."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        for folder in Path("/proc").iterdir():
-            try:
-                if folder.name.isdigit() and (folder / "cmdline").read_text().startswith(title):
-                    number = int(folder.name)
-                    if os.getpid() in ancestors(number):
-                        os.kill(number, signal.SIGKILL)
-                        return number
-            except (OSError, IndexError):
-                continue
-        time.sleep(0.01)
-    return 0
-
-
-def ancestors(number: int) -> list[int]:
-    found = []
-    while number > 1:
-        number = int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
-        found.append(number)
-    return found
-
-
-def test_benchmarks_as_tasks(on_ray: Executor, place: Path, tmp_path: Path) -> None:
-    from gatenorm_export.benching import BenchRequest
-    from gatenorm_export.pruning import prune_graph
-    from gatenorm_export.records.bench import BenchReport
-
-    prune_graph(place / "base" / "model.onnx", tmp_path / "pruned" / "model.onnx", layers=(1, 2))
-    request = BenchRequest(sequences=(16,), repeats=4, max_minutes=0.05)
-    remembering = Remembering(on_ray, tmp_path / "store")
-    timing = bench_task(place / "base", tmp_path / "pruned", backend="ort-cpu", request=request)
-    first, second = only(remembering, timing), only(remembering, timing)
-    report = BenchReport.model_validate(first.result())
-    assert report.dropped == (1, 2)
-    assert {row.sequence for row in report.rows} == {16}
-    assert second.reused
-    assert second.result() == first.result()
-    swapped = bench_task(tmp_path / "pruned", place / "base", backend="ort-cpu", request=request)
-    with pytest.raises(GateNormError, match="pruned"):
-        only(remembering, swapped).result()
-    with pytest.raises(InputError, match="takes two graphs or engines, and no control"):
-        bench_task(place / "base", tmp_path / "pruned", backend="torch", request=request)
-
-
-def test_builds_as_tasks(executor: Executor, place: Path, tmp_path: Path) -> None:
-    from gatenorm_export.building import ShapeRequest, find_flavour, read_engine
-
-    try:
-        find_flavour("tensorrt-rtx")
-    except MissingPartError as error:
-        pytest.skip(str(error))
-    shapes = ShapeRequest(1, 16, 32, 2)
-    building = build_task(place / "base", flavour="tensorrt-rtx", shapes=shapes, measured=False, cached=False)
-    outcome = only(executor, building)
-    record = place_engine(executor, outcome, tmp_path / "engines" / "base.engine")
-    assert read_engine(tmp_path / "engines" / "base.engine") == record
-    assert record.parent_path == str((place / "base" / "model.onnx").resolve())
 
 
 def test_options_that_name_no_executor(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """TensorRT engines from ONNX graphs."""
 
 from gatenorm_export.building.build_cache import BuildCache, default_cache
-from gatenorm_export.building.engines import BuildOptions, build_engine
+from gatenorm_export.building.engines import BuildOptions, build_engine, check_place
 from gatenorm_export.building.flavours import Flavour, find_flavour
 from gatenorm_export.building.gpus import Gpu, find_gpu
 from gatenorm_export.building.opening import check_pair, check_runnable, open_engine, read_engine
@@ -16,6 +16,7 @@ __all__ = [
     "ShapeRequest",
     "build_engine",
     "check_pair",
+    "check_place",
     "check_runnable",
     "default_cache",
     "find_flavour",

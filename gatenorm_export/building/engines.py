@@ -78,7 +78,7 @@ def build_engine(
         OutputError: the engine cannot be written, or the disk is too small.
     """
     progress, options = progress or Quiet(), options or BuildOptions()
-    _check_place(engine)
+    check_place(engine)
     reason = no_engine_of(kind_of_graph(graph))
     if reason:
         raise RefusedError(f"{graph}: {reason}")
@@ -156,8 +156,12 @@ def _compile(job: BuildJob, engine: Path, graph: Path, prepared: PreparedGraph, 
     return facts
 
 
-def _check_place(engine: Path) -> None:
-    """Refuse to write an engine over a graph, or its record over something that is not an engine's."""
+def check_place(engine: Path) -> None:
+    """Refuse to write an engine over a graph, or its record over something that is not an engine's.
+
+    Raises:
+        OutputError: that is what is there.
+    """
     if engine.is_dir() or engine.suffix in {".onnx", ".json"}:
         raise OutputError(f"{engine}: is no place for an engine; name a file such as model.engine")
     beside = record_file(engine)

@@ -1,38 +1,70 @@
-"""``gatenorm bench BASE PRUNED``."""
+"""``gatenorm bench BASE PRUNED...``."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gatenorm_export.artifacts import write_text
+from gatenorm_export.cli.batches import BATCH_NAME, batch_folder, batch_table, names_of, remembering
+from gatenorm_export.cli.bench_results import (
+    BENCH_NAME,
+    COLUMNS,
+    TABLE_NAME,
+    BenchPlace,
+    Gate,
+    as_object,
+    cells,
+    gate_lines,
+    shown,
+)
 from gatenorm_export.cli.console import Terminal
+from gatenorm_export.cli.executor_options import add_executor, check_executor_options
+from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output
+from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.progress import Progress
+from gatenorm_export.records.bench import BenchReport
 
-BENCH_NAME, TABLE_NAME = "bench.json", "bench.md"
+if TYPE_CHECKING:
+    from gatenorm_export.benching import BenchRequest
+    from gatenorm_export.executing import Batch, Outcome
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     from gatenorm_export.benching.choosing import BACKENDS
 
-    parser.description = (
-        "Time prefill and decode of a pruned model and its base in turns.\n"
-        "The result is their ratio with its interval, beside what the removed bytes and operations predict."
-    )
-    parser.epilog = (
-        "examples:\n  gatenorm bench out/base out/pruned -o out/\n"
-        "  gatenorm bench base.engine pruned.engine --backend tensorrt --batch 1,4 --sequence 512,2048 -o a.json\n"
-        "  gatenorm bench MODEL plan.json --backend torch\n"
-        "  gatenorm bench out/base out/pruned --baseline results.json --max-regression 3%"
+    describe(
+        parser,
+        "Time prefill and decode of a pruned model and its base in turns. The result is their ratio with its interval, "
+        "beside what the removed bytes and operations predict.",
+        examples=(
+            ("two graphs on the CPU", "gatenorm bench out/base out/pruned -o out/"),
+            (
+                "two engines",
+                "gatenorm bench base.engine pruned.engine --backend tensorrt --batch 1,4 --sequence 512,2048 -o a.json",
+            ),
+            ("a checkpoint and a plan, in torch", "gatenorm bench model/ plan.json --backend torch"),
+            (
+                "several pruned graphs, on a Ray cluster",
+                "gatenorm bench base/ drop4/ drop8/ -o speed/ --executor ray://cluster:10001 --ray-resources cpus=8",
+            ),
+            (
+                "a gate for a pipeline: no row may be 3 % slower than it was",
+                "gatenorm bench out/base out/pruned --baseline results.json --max-regression 3%",
+            ),
+        ),
+        codes=(ExitCode.THRESHOLD, ExitCode.REGRESSION),
     )
     parser.add_argument("base", type=Path, help="the unpruned graph or engine; with torch, a checkpoint")
-    parser.add_argument("pruned", type=Path, help="the pruned graph or engine; with torch, a plan.json")
+    parser.add_argument(
+        "pruned", type=Path, nargs="+", help="pruned graphs or engines, each beside BASE; with torch, plans"
+    )
     parser.add_argument("--backend", choices=tuple(BACKENDS), help="default: by the files, ort-cpu for graphs")
-    parser.add_argument("-o", "--out", type=Path, help=f"a folder ({BENCH_NAME}, {TABLE_NAME}) or a .json file")
+    add_out(parser, f"a folder ({BENCH_NAME}, {TABLE_NAME}) or a .json file; of several, a folder of folders")
     measured = parser.add_argument_group("what is measured")
     measured.add_argument("--batch", metavar="LIST", default="1", help="sequences at once, such as 1,4 (default: 1)")
     measured.add_argument(
@@ -57,9 +89,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     measured.add_argument("--device", choices=("cpu", "cuda"), help="of torch (default: a GPU if there is one)")
     measured.add_argument("--precision", choices=("fp32", "fp16", "bf16"), help="of torch (default: fp32, GPU fp16)")
     gate = parser.add_argument_group("regression gate (failed: exit code 12)")
-    gate.add_argument("--baseline", type=Path, metavar="FILE", help="results of an earlier bench to hold this against")
+    gate.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="results of an earlier bench to hold this against; of several, the folder of theirs",
+    )
     gate.add_argument("--max-regression", metavar="PERCENT", help="how much slower a row may be (default: 3%%)")
     gate.add_argument("--across-devices", action="store_true", help="compare ratios although the machines differ")
+    add_executor(parser)
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -67,21 +105,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, write, and fail the pipeline where the gate or the control does."""
     terminal = Terminal.of(args)
-    from gatenorm_export.benching import (
-        BenchRequest,
-        backend_for,
-        bench_markdown,
-        bench_tables,
-        check_comparable,
-        gate_tables,
-        hold_to_baseline,
-        open_backend_for,
-        parse_regression,
-        read_baseline,
-        run_bench,
-    )
+    check_executor_options(args)
+    request, places = _request(args), _places(args)
+    if len(places) == 1 and args.executor == "local":
+        (place,) = places.values()
+        report = _measure(args, request, place, terminal.progress)
+        place.save(report)
+        return _end(args, terminal, place, report)
+    if len(places) == 1:
+        ((name, place),) = places.items()
+        batch, reports = _measure_tasks(args, request, places, _beside(args.out), terminal.progress)
+        batch.raise_failures()
+        return _end(args, terminal, place, reports[name])
+    out = batch_folder(args.out, verb="bench")
+    batch, reports = _measure_tasks(args, request, places, out, terminal.progress)
+    summary = batch.report("bench", args.command)
+    summary.save(out / BATCH_NAME)
+    gates = {name: places[name].judge(report) for name, report in reports.items()}
+    rows = {name: cells(report, gates[name]) for name, report in reports.items()}
+    objects = {name: as_object(report, gates[name]) for name, report in reports.items()}
+    lost = [gate for gate in gates.values() if gate is not None and not gate.passed]
+    table = batch_table(summary, f"Speed-ups over {args.base}", COLUMNS, rows)
+    terminal.result(summary.to_object() | {"benches": objects}, table, *gate_lines(lost))
+    batch.raise_failures()
+    return int(ExitCode.REGRESSION if lost else ExitCode.OK)
 
-    request = BenchRequest(
+
+def _request(args: argparse.Namespace) -> BenchRequest:
+    from gatenorm_export.benching import BenchRequest
+
+    if args.control is not None and len(args.pruned) > 1:
+        raise InputError("--control holds one pruned model against one native model; name one pruned model")
+    return BenchRequest(
         batches=_numbers("--batch", args.batch),
         sequences=_numbers("--sequence", args.sequence) if args.sequence is not None else (),
         repeats=args.repeats,
@@ -90,32 +145,95 @@ def run(args: argparse.Namespace) -> int:
         control=args.control,
         command=args.command,
     )
-    if args.baseline is None and (args.max_regression is not None or args.across_devices):
-        raise InputError("--max-regression and --across-devices belong to --baseline; name the results to compare with")
+
+
+def _places(args: argparse.Namespace) -> dict[str, BenchPlace]:
+    """Each pruned model by a name, with its backend, its results' place and its baseline."""
+    from gatenorm_export.benching import backend_for
+
+    several = len(args.pruned) > 1
+    found = names_of(args.pruned) if several else {args.pruned[0].name: args.pruned[0]}
+    out = batch_folder(args.out, verb="bench") if several else args.out
+    return {
+        name: BenchPlace(
+            pruned=path,
+            backend=args.backend or backend_for(args.base, path),
+            out=out / name if several else out,
+            gate=_gate(args, args.baseline / name if several and args.baseline is not None else args.baseline),
+        )
+        for name, path in found.items()
+    }
+
+
+def _gate(args: argparse.Namespace, baseline: Path | None) -> Gate | None:
+    from gatenorm_export.benching import parse_regression, read_baseline
+
+    if baseline is None:
+        if args.max_regression is not None or args.across_devices:
+            raise InputError(
+                "--max-regression and --across-devices belong to --baseline; name the results to compare with"
+            )
+        return None
     limit = parse_regression(args.max_regression or "3%")
-    baseline = read_baseline(args.baseline) if args.baseline is not None else None
-    name = args.backend or backend_for(args.base, args.pruned)
-    backend = open_backend_for(name, args.base, args.pruned, **_options(args, name))
-    if baseline is not None:
+    return Gate(read_baseline(baseline), str(baseline), limit, args.across_devices)
+
+
+def _beside(out: Path | None) -> Path:
+    """The folder of one result, where an executor keeps what it has done."""
+    if out is None:
+        raise InputError("an executor keeps what it has done beside the results; name a place for them with -o")
+    return out.parent if out.suffix == ".json" else out
+
+
+def _measure(args: argparse.Namespace, request: BenchRequest, place: BenchPlace, progress: Progress) -> BenchReport:
+    """Measure here, in this process."""
+    from gatenorm_export.benching import check_comparable, open_backend_for, run_bench
+
+    backend = open_backend_for(place.backend, args.base, place.pruned, **_options(args, place.backend))
+    if place.gate is not None:
         # Before minutes of measuring, not after them.
-        check_comparable(baseline, backend.device, str(args.baseline), across_devices=args.across_devices)
-    with terminal.progress.task("check the pair"):
-        pair = backend.open(args.base, args.pruned)
-    report = run_bench(backend, pair, request, progress=terminal.progress)
+        gate = place.gate
+        check_comparable(gate.baseline, backend.device, gate.name, across_devices=gate.across_devices)
+    with progress.task("check the pair"):
+        pair = backend.open(args.base, place.pruned)
+    return run_bench(backend, pair, request, progress=progress)
+
+
+def _measure_tasks(
+    args: argparse.Namespace, request: BenchRequest, places: dict[str, BenchPlace], out: Path, progress: Progress
+) -> tuple[Batch, dict[str, BenchReport]]:
+    """Have every pair measured where ``--executor`` says."""
+    from gatenorm_export.executing import bench_task, run_batch
+
+    reports: dict[str, BenchReport] = {}
+    with remembering(args, out, progress) as executor:
+        tasks = [
+            bench_task(
+                args.base,
+                place.pruned,
+                backend=place.backend,
+                request=request,
+                options=_options(args, place.backend),
+                name=name,
+            ).on_machines(executor)
+            for name, place in places.items()
+        ]
+
+        def save(outcome: Outcome) -> tuple[Path, ...]:
+            report = BenchReport.model_validate(outcome.result()).model_copy(update={"command": args.command})
+            reports[outcome.task.name] = report
+            return places[outcome.task.name].save(report)
+
+        batch = run_batch(tasks, executor, save, out=out, progress=progress)
+    return batch, {name: reports[name] for name in places if name in reports}
+
+
+def _end(args: argparse.Namespace, terminal: Terminal, place: BenchPlace, report: BenchReport) -> int:
+    """Show one measurement; the exit code that it and its gate mean."""
     if args.out is not None:
-        as_file = args.out.suffix == ".json"
-        report.save(args.out if as_file else args.out / BENCH_NAME)
-        if not as_file:
-            write_text(args.out / TABLE_NAME, bench_markdown(report))
         terminal.say(f"wrote {args.out}")
-    shown: list[Any] = list(bench_tables(report))
-    record = report.to_object()
-    gate = None
-    if baseline is not None:
-        gate = hold_to_baseline(report, baseline, str(args.baseline), limit, across_devices=args.across_devices)
-        record["gate"] = gate.to_object()
-        shown += gate_tables(gate)
-    terminal.result(record, *shown)
+    gate = place.judge(report)
+    terminal.result(as_object(report, gate), *shown(report, gate))
     if gate is not None and not gate.passed:
         return int(ExitCode.REGRESSION)
     if report.control is not None and report.control.passed is False:

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatenorm_export.errors import InputError
-from gatenorm_export.executing.model_files import engine_inputs, graph_inputs
-from gatenorm_export.executing.store import copy_artifact
-from gatenorm_export.executing.tasks import Call, Executor, Outcome, Resources, Task, input_file
+from gatenorm_export.executing.model_files import checkpoint_inputs, engine_inputs, graph_inputs
+from gatenorm_export.executing.store import place_artifact
+from gatenorm_export.executing.tasks import Call, Executor, InputFile, Outcome, Task, input_file
 from gatenorm_export.graphs import graph_file
 from gatenorm_export.records import EngineArtifact, FileDigest
 
 if TYPE_CHECKING:
     from gatenorm_export.benching import BenchRequest
-    from gatenorm_export.building import ShapeRequest
-    from gatenorm_export.records import Precision
+    from gatenorm_export.building import BuildOptions, ShapeRequest
 
-_PROFILE = "profile.json"
 _ENGINE = "model.engine"
 
 
@@ -28,18 +26,13 @@ def build_task(
     *,
     flavour: str | None,
     shapes: ShapeRequest,
-    precision: Precision | None = None,
-    profile: Path | None = None,
-    capabilities: tuple[str, ...] = (),
-    measured: bool = True,
-    cached: bool = True,
-    resources: Resources | None = None,
+    options: BuildOptions,
     name: str | None = None,
 ) -> Task:
-    """The engine of a graph, as ``gatenorm build`` makes it: its artifacts are the engine and its record.
+    """The engine of a graph, as ``gatenorm build`` makes it: its artifact is the engine, its value the record.
 
-    ``flavour`` None is what is installed where it is built, which is where the engine runs unless it is portable.
-    ``cached`` lets that machine's build cache serve it.
+    ``flavour`` None is what is installed where it is built, which is where the engine runs unless it is portable. With
+    a cache in ``options``, that machine's own may serve the build.
 
     Raises:
         InputError: a file cannot be read.
@@ -50,35 +43,28 @@ def build_task(
         "graph": files[0].name,
         "flavour": flavour,
         "shapes": dataclasses.asdict(shapes),
-        "precision": precision,
-        "capabilities": list(capabilities),
-        "measured": measured,
-        "cached": cached,
+        "precision": options.precision,
+        "overrides": {profile: dict(inputs) for profile, inputs in options.overrides.items()},
+        "capabilities": list(options.capabilities),
+        "measured": options.measured,
+        "despite_memory": options.despite_memory,
+        "cached": options.cache is not None,
     }
-    if profile is not None:
-        files = (*files, input_file(profile, _PROFILE))
-    return Task(name or f"build {graph}", f"{__name__}:build", arguments, files, resources)
+    return Task(name or f"build {graph}", f"{__name__}:build", arguments, files)
 
 
 def build(call: Call) -> dict[str, Any]:
     """Do a :func:`build_task`; the record as JSON."""
-    from gatenorm_export.building import (
-        BuildOptions,
-        ShapeRequest,
-        build_engine,
-        default_cache,
-        find_flavour,
-        load_overrides,
-    )
+    from gatenorm_export.building import BuildOptions, ShapeRequest, build_engine, default_cache, find_flavour
 
     arguments = call.arguments
-    profile = call.inputs.get(_PROFILE)
     options = BuildOptions(
         precision=arguments["precision"],
-        overrides=load_overrides(profile) if profile is not None else {},
+        overrides=arguments["overrides"],
         capabilities=tuple(arguments["capabilities"]),
         cache=default_cache() if arguments["cached"] else None,
         measured=arguments["measured"],
+        despite_memory=arguments["despite_memory"],
     )
     flavour = find_flavour(arguments["flavour"])
     # Data-centre TensorRT times its kernels as it builds, so nothing else may run meanwhile.
@@ -108,7 +94,7 @@ def place_engine(executor: Executor, outcome: Outcome, engine: Path) -> EngineAr
     found: Mapping[str, FileDigest] = {artifact.name: artifact for artifact in outcome.artifacts}
     # A record without its engine misleads nobody for long; an engine under another's record does.
     record_file(engine).unlink(missing_ok=True)
-    copy_artifact(executor.artifact(found[_ENGINE]), engine)
+    place_artifact(executor.artifact(found[_ENGINE]), engine)
     record.save(record_file(engine))
     return record
 
@@ -119,27 +105,37 @@ def bench_task(
     *,
     backend: str,
     request: BenchRequest,
-    resources: Resources | None = None,
+    options: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> Task:
-    """The latency of a pruned graph or engine beside its base, as ``gatenorm bench`` measures it; no artifacts.
+    """The latency of a pruned model beside its base, as ``gatenorm bench`` measures it: its value is the report.
+
+    ``options`` are the backend's: torch's ``device`` and ``precision``, the ``graphs`` of engines. The request's command
+    is left out, since it changes no result; whoever takes the report says what it was.
 
     Raises:
-        InputError: a file cannot be read; a control or a backend that works on checkpoints, which are not sent.
+        InputError: a file cannot be read; a control, which would be a third model.
     """
-    if request.control is not None or backend == "torch":
-        raise InputError("a benchmark by an executor takes two graphs or engines, and no control; use gatenorm bench")
-    if backend.startswith("tensorrt"):
-        sides = engine_inputs(base, "base"), engine_inputs(pruned, "pruned")
-    else:
-        sides = graph_inputs(graph_file(base), "base"), graph_inputs(graph_file(pruned), "pruned")
+    if request.control is not None:
+        raise InputError("--control holds one pruned model against one native model, in this process; leave it out")
+    options = dict(options or {})
+    sides = _sides(base, pruned, backend)
+    files = [*sides[0], *sides[1]]
+    graphs: list[str] = []
+    for folder, graph in zip(("base-graph", "pruned-graph"), options.pop("graphs", ()), strict=False):
+        files += graph_inputs(graph_file(graph), folder)
+        graphs.append(f"{folder}/{graph_file(graph).name}")
     arguments = {
         "base": sides[0][0].name,
+        # A checkpoint is a folder of files of one rank; every other model is called by its first file.
+        "base_is_folder": backend == "torch" and base.suffix != ".gguf",
         "pruned": sides[1][0].name,
         "backend": backend,
-        "request": dataclasses.asdict(request),
+        "options": options,
+        "graphs": graphs,
+        "request": dataclasses.asdict(request) | {"command": ""},
     }
-    return Task(name or f"bench {pruned}", f"{__name__}:bench", arguments, (*sides[0], *sides[1]), resources)
+    return Task(name or f"bench {pruned}", f"{__name__}:bench", arguments, tuple(files))
 
 
 def bench(call: Call) -> dict[str, Any]:
@@ -148,10 +144,23 @@ def bench(call: Call) -> dict[str, Any]:
 
     arguments = call.arguments
     base, pruned = call.inputs[arguments["base"]], call.inputs[arguments["pruned"]]
+    base = base.parent if arguments["base_is_folder"] else base
+    options = dict(arguments["options"])
+    if arguments["graphs"]:
+        options["graphs"] = tuple(call.inputs[name] for name in arguments["graphs"])
     given: dict[str, Any] = arguments["request"]
     lists: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, (list, tuple))}
     request = BenchRequest(**(given | lists))
     with call.alone():
-        backend = open_backend_for(arguments["backend"], base, pruned)
+        backend = open_backend_for(arguments["backend"], base, pruned, **options)
         report = run_bench(backend, backend.open(base, pruned), request, progress=call.progress)
     return report.to_object()
+
+
+def _sides(base: Path, pruned: Path, backend: str) -> tuple[tuple[InputFile, ...], tuple[InputFile, ...]]:
+    """The files of each side, the one that it is called by first."""
+    if backend == "torch":
+        return checkpoint_inputs(str(base), "base"), (input_file(pruned, f"pruned/{pruned.name}"),)
+    if backend.startswith("tensorrt"):
+        return engine_inputs(base, "base"), engine_inputs(pruned, "pruned")
+    return graph_inputs(graph_file(base), "base"), graph_inputs(graph_file(pruned), "pruned")

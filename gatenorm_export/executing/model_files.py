@@ -38,3 +38,18 @@ def engine_inputs(engine: Path, folder: str) -> tuple[InputFile, ...]:
 
     read_engine(engine)
     return tuple(input_file(path, f"{folder}/{path.name}") for path in (engine, record_file(engine)))
+
+
+def checkpoint_inputs(checkpoint: str, folder: str) -> tuple[InputFile, ...]:
+    """Every file of a checkpoint that can be loaded, all at one rank under ``folder``.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is damaged.
+        RefusedError: it is none that the framework loads from disk.
+    """
+    from gatenorm_export.sources import resolve_model
+
+    spec = resolve_model(checkpoint)
+    place = Path(spec.path)
+    place = place if place.is_dir() else place.parent
+    return tuple(InputFile(f"{folder}/{file.name}", place / file.name, file.sha256, file.bytes) for file in spec.files)

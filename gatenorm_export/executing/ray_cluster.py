@@ -53,6 +53,8 @@ class RayExecutor:
             # has its name from where it is the default, and makes the services listen on 127.0.0.1 alone.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+            # Ray's workers give way to every other process (niceness 15), and times would show who was at work.
+            os.environ.setdefault("RAY_worker_niceness", "0")
         with needs("ray", "the executor ray"):
             import ray
         self._ray: Any = ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,11 +82,16 @@ def write_checked(path: Path, pieces: Iterable[Any], artifact: FileDigest) -> No
             )
 
 
-def copy_artifact(source: Path, target: Path) -> None:
-    """Put an artifact under a name of the user's, atomically.
+def place_artifact(source: Path, target: Path) -> None:
+    """Put an artifact under a name of the user's, atomically; on one disk its bytes are there once.
 
     Raises:
         OutputError: ``target`` cannot be written.
     """
     with atomic_file(target) as temporary:
-        shutil.copyfile(source, temporary)
+        temporary.unlink()
+        try:
+            # Nothing writes into an artifact: it is replaced whole, and one that was changed all the same is noticed.
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)

@@ -68,15 +68,27 @@ class Task:
     inputs: tuple[InputFile, ...] = ()
     resources: Resources | None = None
     """None is the executor's own."""
+    machines: tuple[str, ...] = ()
+    """The kinds of machines that it may run on, where the result depends on them."""
+
+    def on_machines(self, executor: Executor) -> Task:
+        """The same, with a result that depends on the machines that ``executor`` may have it done on.
+
+        Raises:
+            RefusedError: no machine has what it needs.
+        """
+        kinds = sorted({machine.kind for machine in executor.machines(self.resources)})
+        return dataclasses.replace(self, machines=tuple(kinds))
 
     @functools.cached_property
     def key(self) -> str:
-        """Digest of everything that decides the result: function, arguments, the inputs' names and bytes, the tools."""
+        """Digest of what decides the result: function, arguments, the inputs' names and bytes, tools, machines."""
         decides = {
             "function": self.function,
             "arguments": self.arguments,
             "inputs": sorted((file.name, file.sha256) for file in self.inputs),
             "versions": tool_versions(),
+            "machines": self.machines,
         }
         return sha256_of_text(json.dumps(decides, sort_keys=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +45,8 @@ def work(sent: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]) -> dict[
         clear_left_overs(Path(tempfile.gettempdir()))
         with scratch_folder(None, label=sent["session"], held=True) as scratch:
             done = do(task, paths, scratch, Quiet(), sharing=sharing, alone=alone)
-            return answer | {"value": done.value, "seconds": done.seconds, "artifacts": _packed_artifacts(done)}
+            value = json.loads(_in_your_words(json.dumps(done.value, ensure_ascii=False), task))
+            return answer | {"value": value, "seconds": done.seconds, "artifacts": _packed_artifacts(done)}
     except GateNormError as error:
         return answer | {"error": (_public_class(error), _in_your_words(str(error), task))}
 
@@ -145,5 +147,8 @@ def _in_your_words(text: str, task: Task) -> str:
         return text
     digest = sha256_of_text(" ".join(sorted(f"{file.name} {file.sha256}" for file in task.inputs)))
     for file in sorted(task.inputs, key=lambda file: -len(file.name)):
-        text = text.replace(str(_cache() / digest / file.name), str(file.path))
+        place = _cache() / digest / file.name
+        text = text.replace(str(place), str(file.path))
+        # A checkpoint is called by the folder of its files.
+        text = text.replace(str(place.parent), str(file.path.parent))
     return text

@@ -9,10 +9,16 @@ from gatenorm_export.records.model import FileDigest
 
 
 class Machine(Part):
-    """Where a task ran: the host's name and its processor, in words."""
+    """Where a task ran: the host's name, its processor and its GPU, in words."""
 
     host: str
     device: str
+    gpu: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What results that depend on the machine depend on; the host's name is not of it."""
+        return self.device if self.gpu is None else f"{self.device}, {self.gpu}"
 
 
 class TaskRecord(Record):
