@@ -40,6 +40,7 @@ def rewrite_genai_config(config: dict[str, Any], graph: str, pruned: str, names:
         return None
     for section in sections:
         section["filename"] = pruned
+    _check_form(config)
     decoder = config.get("model", {}).get("decoder", {})
     if any(section is not decoder for section in sections) or not names.before:
         return config
@@ -58,6 +59,25 @@ def rewrite_genai_config(config: dict[str, Any], graph: str, pruned: str, names:
             # An empty list would mean that every layer slides.
             del decoder["sliding_window"]
     return config
+
+
+def _check_form(config: dict[str, Any]) -> None:
+    """Refuse values of another type than genai reads, where they are read here too."""
+    model, engine = config.get("model", {}), config.get("engine", {})
+    decoder = model.get("decoder", {}) if isinstance(model, dict) else {}
+    inputs = decoder.get("inputs", {}) if isinstance(decoder, dict) else {}
+    window = decoder.get("sliding_window") if isinstance(decoder, dict) else None
+    objects = {"model": model, "engine": engine, "model.decoder": decoder, "model.decoder.inputs": inputs}
+    objects["model.decoder.sliding_window"] = {} if window is None else window
+    wrong = next((name for name, value in objects.items() if not isinstance(value, dict)), None)
+    if wrong is not None:
+        raise InputError(f"{GENAI_CONFIG}: {wrong} is no object; repair it, or name a .onnx file as output")
+    pattern = inputs.get("past_key_names", _KEY_PATTERN)
+    if not isinstance(pattern, str) or not pattern:
+        raise InputError(f"{GENAI_CONFIG}: model.decoder.inputs.past_key_names is no text; repair it")
+    layers = window.get("layers", []) if window else []
+    if not isinstance(layers, list) or any(type(layer) is not int for layer in layers):
+        raise InputError(f"{GENAI_CONFIG}: model.decoder.sliding_window.layers is no list of layers; repair it")
 
 
 def other_files(config: dict[str, Any], pruned: str) -> tuple[str, ...]:
