@@ -102,6 +102,11 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert written - named <= {"docs/index.md", "docs/reference/python.md"}
 
 
+def test_records_show_their_fields(site: Path) -> None:
+    page = (site / "reference" / "python" / "gatenorm_export.records.html").read_text()
+    assert re.search(r"PrunePlan\(\s*\*,[^)]*\bdrop: tuple\[int, \.\.\.\],", re.sub(r"<[^>]+>", "", page))
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_and_option_is_in_the_reference(site: Path, verb: str) -> None:
     page = (site / "reference" / "cli.html").read_text()
