@@ -113,6 +113,9 @@ def _code(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Plain text of a parser as Markdown: nothing in it is markup, options apart, which are shown as code."""
-    escaped = re.sub(r"([\\`*_\[\]|<>#~^])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"(?<![\w-])(--[a-z][\w-]*)", r"`\1`", escaped)
+    """Plain text of a parser as Markdown: code in backticks stays code, options become code, nothing else is markup."""
+    parts = re.split(r"(`[^`]+`|(?<![\w-])--[a-z][\w-]*)", " ".join(text.split()))
+    return "".join(
+        f"`{part.strip('`')}`" if number % 2 else re.sub(r"([\\`*_\[\]|<>#~^])", r"\\\1", part)
+        for number, part in enumerate(parts)
+    )

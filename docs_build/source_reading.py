@@ -1,4 +1,4 @@
-"""Two extensions of griffe, which reads the source for mkdocstrings, and knows neither our docstrings nor our records."""
+"""Two extensions of griffe, which reads the source for mkdocstrings: roles in docstrings, fields of records."""
 
 from __future__ import annotations
 
