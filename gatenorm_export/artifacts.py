@@ -6,12 +6,16 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from gatenorm_export.errors import InputError, OutputError
+
+# What tempfile makes of the prefixes and suffixes below, and of those of builds.
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.part|\.gatenorm\.[a-z0-9_]{8}")
 
 
 def sha256_of(path: Path) -> str:
@@ -152,6 +156,18 @@ def _moved_aside(staging: Path, folder: Path) -> None:
             aside.rename(folder)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def clear_left_overs(folder: Path) -> None:
+    """Remove what a process left in ``folder`` that was killed while it wrote; nobody may write there now."""
+    for path in folder.glob(".*"):
+        if _UNFINISHED.fullmatch(path.name) is None:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

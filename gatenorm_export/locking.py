@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gatenorm_export.artifacts import output_error
+from gatenorm_export.artifacts import clear_left_overs, output_error
 from gatenorm_export.errors import BusyError, OutputError
 
 try:
@@ -32,6 +32,8 @@ _PATIENCE_SECONDS = 0.3
 """Before a lock counts as held: longer than another process looks at it, and than a holder takes to sign it."""
 
 _PAUSE_SECONDS = 0.05
+
+_TRIES = 100
 
 
 def folder_lock(folder: Path) -> Path:
@@ -59,7 +61,8 @@ def sole_writer(locks: Iterable[Path], *, command: str, wait_seconds: float = 0.
     with contextlib.ExitStack() as stack:
         while True:
             with contextlib.ExitStack() as attempt:
-                held_by_another = _first_busy(wanted, command, attempt)
+                orphaned: list[Path] = []
+                held_by_another = _first_busy(wanted, command, attempt, orphaned)
                 if held_by_another is None:
                     stack.push(attempt.pop_all())
                     break
@@ -67,17 +70,26 @@ def sole_writer(locks: Iterable[Path], *, command: str, wait_seconds: float = 0.
                 raise BusyError(f"{_shown(held_by_another)}: {_holder(held_by_another)}; {_ADVICE}")
             # Two that want the same locks and gave them up for each other must not meet again and again.
             time.sleep(_PAUSE_SECONDS * random.uniform(0.5, 1.5))
+        for folder in orphaned:
+            clear_left_overs(folder)
         yield
 
 
 _ADVICE = "let it end, give --wait SECONDS, or choose another output"
 
 
-def _first_busy(wanted: list[Path], command: str, attempt: contextlib.ExitStack) -> Path | None:
-    """Take what is wanted into ``attempt``; the first lock that another process holds, or None."""
+def _first_busy(wanted: list[Path], command: str, attempt: contextlib.ExitStack, orphaned: list[Path]) -> Path | None:
+    """Take what is wanted into ``attempt``; the first lock that another process holds, or None.
+
+    Folders that a process was writing as it died are put into ``orphaned``.
+    """
     for lock in wanted:
-        if not _take(lock, command, attempt):
+        handle = _taken(lock, attempt)
+        if handle is None:
             return lock
+        if os.fstat(handle).st_size and lock.name == _FOLDER_LOCK:
+            orphaned.append(lock.parent)
+        _sign(handle, command)
     # After ours are taken: of two that keep each other away, at least one sees the other.
     return next((rival for lock in wanted for rival in _rivals(lock) if rival not in wanted and _held(rival)), None)
 
@@ -88,30 +100,46 @@ def _rivals(lock: Path) -> list[Path]:
     return [path for path in lock.parent.glob(f"{_PREFIX}*{_SUFFIX}") if path.name != _FOLDER_LOCK]
 
 
-def _take(lock: Path, command: str, attempt: contextlib.ExitStack) -> bool:
-    """Whether the lock is ours now, until ``attempt`` is closed."""
+def _taken(lock: Path, attempt: contextlib.ExitStack) -> int | None:
+    """The open lock file, ours until ``attempt`` is closed; None where another process holds it."""
     made = _missing_folders(lock.parent)
-    handle = None
-    try:
-        while handle is None:
+    while True:
+        handle = _opened(lock)
+        if not _locked(handle):
+            os.close(handle)
+            return None
+        if _still_there(handle, lock):
+            attempt.callback(_give_back, handle, lock, made)
+            return handle
+        os.close(handle)
+
+
+def _opened(lock: Path) -> int:
+    """The lock file, made where it is not there, with its folder.
+
+    Raises:
+        OutputError: it cannot be made, or is a link.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                # Gone where another process just removed the folder that it had made for nothing.
-                handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            if handle is not None and not _locked(handle):
-                os.close(handle)
-                return False
-            if handle is not None and not _still_there(handle, lock):
-                os.close(handle)
-                handle = None
-        os.ftruncate(handle, 0)
+            return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if any(path.exists() and not path.is_dir() for path in (lock.parent, *lock.parent.parents)):
+                raise OutputError(
+                    f"{lock.parent}: a file is in the way of the output folder; choose another output"
+                ) from error
+            # Others remove the folders that they made for nothing, and may do so at every step of this.
+            if not isinstance(error, FileNotFoundError | FileExistsError) or not tries_left:
+                raise output_error(lock.parent, error) from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _sign(handle: int, command: str) -> None:
+    os.ftruncate(handle, 0)
+    with contextlib.suppress(OSError):
+        # A full disk is for the verb to tell; the lock holds without a name too.
         os.pwrite(handle, json.dumps(dataclasses.asdict(_Holder.of_this(command))).encode(), 0)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise OutputError(f"{lock.parent}: a file is in the way of the output folder; choose another output") from error
-    except OSError as error:
-        raise output_error(lock.parent, error) from error
-    attempt.callback(_give_back, handle, lock, made)
-    return True
 
 
 def _missing_folders(folder: Path) -> list[Path]:
@@ -124,6 +152,8 @@ def _locked(handle: int, *, shared: bool = False) -> bool:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise OutputError(f"this file system keeps no locks ({error.strerror}); choose an output on another") from error
     return True
 
 
