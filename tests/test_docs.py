@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -128,6 +129,14 @@ def test_every_public_name_is_in_the_reference(site: Path, built: dict[Path, Pag
 def test_every_exit_code_is_in_the_reference(site: Path) -> None:
     page = (site / "reference" / "exit-codes.html").read_text()
     assert set(re.findall(r"<td>(\d+)</td>", page)) == {str(int(code)) for code in ExitCode}
+
+
+def test_every_extra_is_told() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = re.findall(r"^\| ((?:`[\w-]+`(?:, )?)+) \|", (DOCS / "index.md").read_text(), re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
+    # The rest is for those who change gatenorm itself.
+    assert told == set(project["optional-dependencies"]) - {"graphs", "graphs5", "docs", "dev"}
 
 
 def test_commands_that_are_not_run_can_be_parsed() -> None:
