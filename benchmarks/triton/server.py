@@ -1,8 +1,8 @@
 """A tritonserver on this machine, from the wheel of nvidia-pytriton, for tests and load.
 
-The wheel carries Triton with the Python backend alone. It serves a repository by itself once the backend has the stub of
-the interpreter's version beside it, and interpreter, packages and libraries of that environment are found. gatenorm is
-not in that environment: what is served must do without.
+The wheel carries Triton with the Python backend alone. It serves a repository by itself once the backend has the stub
+of the interpreter's version beside it, and interpreter, packages and libraries of that environment are found. gatenorm
+is not in that environment: what is served must do without.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ENVIRONMENT = "GATENORM_TRITON_ENV"
-"""Names the environment's folder; by default it is .venv-triton beside this package, as `make .venv-triton` makes it."""
+"""Names the environment's folder; by default it is .venv-triton in the repository, as `make triton` makes it."""
 
 _START_SECONDS = 120.0
 
@@ -65,7 +65,11 @@ class Triton:
         ]
         self._log = (scratch / "server.log").open("wb")
         self.process = subprocess.Popen(
-            command, env=_variables(folder, packages), stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=_variables(folder, packages),
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     @property
@@ -97,7 +101,7 @@ class Triton:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return [int(child) for child in children if "stub" in Path(f"/proc/{child}/cmdline").read_text()]
 
-    def stop(self, seconds: float = 20.0) -> int:
+    def stop(self, seconds: float = 5.0) -> int:
         """Ask the server to end, and make it end after ``seconds``; its exit code."""
         if self.process.poll() is None:
             self.process.terminate()

@@ -89,6 +89,13 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-tokens", type=int, default=64, metavar="N", help="new tokens if a request does not say (default: 64)"
     )
+    group.add_argument(
+        "--drain",
+        type=int,
+        default=20,
+        metavar="SECONDS",
+        help="how long answers under way may go on when the server shuts down (default: 20; it waits for 30)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
             max_waiting=args.max_waiting,
             max_context=args.max_context,
             default_max_tokens=args.max_tokens,
+            drain_seconds=args.drain,
         ),
     )
     record = write_repository(request, progress=terminal.progress)

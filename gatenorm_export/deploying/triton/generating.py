@@ -82,6 +82,7 @@ def generating_config(name: str, manifest: BundleManifest, request: TritonReques
         "max_batch": load.max_batch,
         "max_running": load.max_running,
         "max_waiting": load.max_waiting,
+        "drain_seconds": load.drain_seconds,
     } | ({"engine": engine.file} if engine is not None else {})
     kind = "gpu" if runtime == "tensorrt" else request.placement.kind
     return {

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from gatenorm_export.bundling.probe import probe_prompt, tolerance_of
+from gatenorm_export.bundling.probe import difference_of, spread_tokens, tolerance_of
 from gatenorm_export.deploying.triton.served.manifest import Decoding as ServedDecoding
 from gatenorm_export.deploying.triton.served.manifest import read_bundle
 from gatenorm_export.deploying.triton.served.runtime import Runtime, Step
 from gatenorm_export.errors import RefusedError, needs
 from gatenorm_export.records import BundleManifest
+
+_PROMPT_TOKENS = 12
 
 
 class GraphProbe:
@@ -25,7 +27,7 @@ class GraphProbe:
             from gatenorm_export.deploying.triton.served.onnx_runtime import OnnxRuntime
         self._decoding = read_bundle(folder).decoding
         self._runtime: Runtime = OnnxRuntime(folder / manifest.graph.file, self._decoding)
-        self._tokens = np.array([probe_prompt(manifest.decoding)], np.int64)
+        self._tokens = np.array([spread_tokens(_PROMPT_TOKENS, manifest.decoding.vocab_size)], np.int64)
         self._tolerance = tolerance_of(manifest.graph)
 
     def check_hidden_position(self) -> None:
@@ -63,7 +65,7 @@ class GraphProbe:
         if cache is None:
             tokens = np.concatenate([np.zeros((1, hidden), np.int64), tokens], axis=1)
         behind = self._logits(tokens, mask, cache)
-        return float(np.abs(plain - behind).max() / np.ptp(plain))
+        return difference_of(plain, behind)
 
     def _logits(self, tokens: np.ndarray, mask: np.ndarray, cache: Any) -> np.ndarray:
         first, cache = self._runtime.step(Step.of(tokens, mask), cache)

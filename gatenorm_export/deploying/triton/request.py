@@ -33,7 +33,8 @@ class Load:
     ``max_batch`` requests are computed together, if so many are there within ``queue_delay_us``; ``max_running`` of
     these batches (or sequences) take turns on an instance; ``max_waiting`` more requests wait. ``max_context`` tokens
     of prompt and answer are taken (None: what the bundle says), and ``default_max_tokens`` are generated unless the
-    client asks for a number.
+    client asks for a number. When the model is unloaded, what is under way may go on for ``drain_seconds``, which is
+    to be less than the server waits (30 unless told otherwise).
     """
 
     max_batch: int = 1
@@ -42,6 +43,7 @@ class Load:
     max_waiting: int = 64
     max_context: int | None = None
     default_max_tokens: int = 64
+    drain_seconds: int = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ class TritonRequest:
             ("--max-waiting", self.load.max_waiting, 1),
             ("--max-context", 2 if self.load.max_context is None else self.load.max_context, 2),
             ("--max-tokens", self.load.default_max_tokens, 1),
+            ("--drain", self.load.drain_seconds, 0),
         ):
             if value < least:
                 raise InputError(f"{what} {value}: give {least} or more")

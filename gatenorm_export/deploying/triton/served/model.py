@@ -15,7 +15,7 @@ from gatenorm_export.deploying.triton.served.generation import Generation, Piece
 from gatenorm_export.deploying.triton.served.manifest import Bundle, read_bundle
 from gatenorm_export.deploying.triton.served.prompts import Ask, BadRequestError, BundledTokenizer, Limits, read_prompt
 from gatenorm_export.deploying.triton.served.runtime import Runtime
-from gatenorm_export.deploying.triton.served.scheduling import BusyError, ClosedError, Places, Scheduler
+from gatenorm_export.deploying.triton.served.scheduling import BusyError, ClosedError, Drain, Places, Scheduler
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -38,6 +38,7 @@ class TritonPythonModel:
         self._scheduler = Scheduler(
             Places(int(parameters["max_batch"]), int(parameters["max_running"]), int(parameters["max_waiting"])),
             lambda rows: Generation(runtime, rows, stops),
+            Drain(lambda: _served(args), float(parameters["drain_seconds"])),
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -93,6 +94,14 @@ class _TritonClient:
         """An error of this kind, which ends the request."""
         error = pb_utils.TritonError(message, code)
         self._sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
+
+
+def _served(args: Mapping[str, str]) -> bool:
+    """Whether the server still has the model; one that is being unloaded is unknown to it already."""
+    try:
+        return bool(pb_utils.is_model_ready(model_name=args["model_name"], model_version=args["model_version"]))
+    except pb_utils.TritonModelException:
+        return False
 
 
 def _ask(request: Any) -> Ask:

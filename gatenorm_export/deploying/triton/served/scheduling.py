@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from gatenorm_export.deploying.triton.served.generation import Generation, Row
@@ -27,11 +29,21 @@ class Places:
     waiting: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Drain:
+    """``served`` tells whether the server still takes requests for the model. Once it does not, what is under way may go
+    on for ``seconds``, and gets an error then: a server that shuts down waits for it, and cuts it off without a word."""
+
+    served: Callable[[], bool]
+    seconds: float
+
+
 class Scheduler:
     """Runs generations. ``begin`` makes one of rows that have waited."""
 
-    def __init__(self, places: Places, begin: Callable[[Sequence[Row]], Generation]) -> None:
-        self._places, self._begin = places, begin
+    def __init__(self, places: Places, begin: Callable[[Sequence[Row]], Generation], drain: Drain) -> None:
+        self._places, self._begin, self._drain = places, begin, drain
+        self._looked, self._ends_at = 0.0, math.inf
         self._waiting: collections.deque[Row] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -71,10 +83,26 @@ class Scheduler:
                 batches = self._next_batches(self._places.running - len(running))
             running += [generation for rows in batches if (generation := self._begun(rows)) is not None]
             running = [generation for generation in running if _advanced(generation)]
+            if self._drained():
+                self._end(running)
+                running = []
+        self._end(running)
+
+    def _drained(self) -> bool:
+        """Whether the time of what is under way is over. Looked at once a second: the answer is the server's."""
+        now = time.monotonic()
+        if now - self._looked >= 1.0:
+            self._looked = now
+            if self._ends_at == math.inf and not self._drain.served():
+                self._ends_at = now + self._drain.seconds
+        return now >= self._ends_at
+
+    def _end(self, running: Sequence[Generation]) -> None:
         for generation in running:
-            generation.fail("the model was unloaded before the answer was complete")
-        for row in self._waiting:
-            row.fail("the model was unloaded before the request was begun")
+            generation.fail("the server is shutting down; the answer is not complete")
+        with self._changed:
+            while self._waiting:
+                self._waiting.popleft().fail("the server is shutting down; the request was not begun")
 
     def _begun(self, rows: Sequence[Row]) -> Generation | None:
         try:
