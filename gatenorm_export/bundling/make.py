@@ -18,9 +18,9 @@ from gatenorm_export.bundling.place import check_place
 from gatenorm_export.bundling.side import GenaiFiles, SideFiles, find_side_files, genai_files
 from gatenorm_export.bundling.source import BundleSource, find_source
 from gatenorm_export.bundling.stepping import check_session, open_graph
+from gatenorm_export.bundling.tokenizer import TOKENIZER, genai_note, readable_tokenizer
 from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.genai_config import GENAI_CONFIG
 from gatenorm_export.graphs import MANIFEST_NAME
 from gatenorm_export.kinds import KindName, kind_of, kind_of_graph
 from gatenorm_export.progress import Progress, Quiet
@@ -184,8 +184,8 @@ def _contents(request: BundleRequest, gathered: _Gathered) -> Contents:
     for engine in gathered.engines:
         contents.add(engine.entry.file, "engine", engine.path)
         contents.add(engine.entry.record, "record", engine.record.to_json().encode())
-    if request.tokenizer:
-        contents.add_all("tokenizer", side.tokenizer)
+    for name, path in side.tokenizer.items() if request.tokenizer else ():
+        contents.add(name, "tokenizer", readable_tokenizer(path) if name == TOKENIZER else path)
     contents.add_all("config", side.configs)
     if request.with_onnx:
         for name, content in gathered.genai.files.items():
@@ -249,11 +249,15 @@ def _layer_map(interface: GraphInterface) -> dict[int, int | None]:
 
 def _clients(request: BundleRequest, gathered: _Gathered) -> tuple[BundleClient, ...]:
     absent = "" if request.with_onnx else "the bundle holds engines alone"
-    optimum = "" if "config.json" in gathered.side.configs else "optimum reads config.json, and there is none"
-    genai = gathered.genai.reason or ("" if gathered.genai.files else f"there is no {GENAI_CONFIG}")
+    optimum = "" if "config.json" in gathered.side.configs else "it reads config.json, and there is none"
+    record = gathered.source.record
+    if gathered.task == "speech" and isinstance(record, PrunedGraph) and record.tower == "decoder":
+        optimum = "its ORTModelForSpeechSeq2Seq does not run a decoder without some of its caches"
+    genai = absent or gathered.genai.reason
+    tokenizer = gathered.side.tokenizer.get(TOKENIZER) if request.tokenizer and not genai else None
     return (
         BundleClient(name="optimum", reason=absent or optimum),
-        BundleClient(name="onnxruntime-genai", reason=absent or genai),
+        BundleClient(name="onnxruntime-genai", reason=genai, note=genai_note(tokenizer) if tokenizer else ""),
     )
 
 
