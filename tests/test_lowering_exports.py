@@ -38,8 +38,10 @@ ELSEWHERE = (
 def cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Where the graphs lie; those of the other environment are made by one process, which takes long to start."""
     folder = tmp_path_factory.mktemp("exports")
-    if OTHER_PYTHON in os.environ and any(item.get_closest_marker("wide") for item in request.session.items):
-        prepare([Request(folder, cells.exporter(name), models.family(family)) for name, family in ELSEWHERE])
+    chosen = [item.callspec.params for item in request.session.items if item.path == request.path]
+    asked = {(params["exporter"], params["family"]) for params in chosen}.intersection(ELSEWHERE)
+    if OTHER_PYTHON in os.environ:
+        prepare([Request(folder, cells.exporter(name), models.family(family)) for name, family in sorted(asked)])
     return folder
 
 
