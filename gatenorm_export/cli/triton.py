@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.manual import describe
@@ -12,6 +13,9 @@ from gatenorm_export.cli.outputs import add_out, replaced
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.planning import parse_layers
 from gatenorm_export.records import TritonRepository
+
+if TYPE_CHECKING:
+    from gatenorm_export.deploying.triton import TritonRequest
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -101,9 +105,22 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the repository and say what is in it."""
     terminal = Terminal.of(args)
-    from gatenorm_export.deploying.triton import Load, Placement, TritonRequest, parse_models, write_repository
+    from gatenorm_export.deploying.triton import write_repository
 
-    request = TritonRequest(
+    record = write_repository(request_of(args), progress=terminal.progress)
+    terminal.result({"folder": str(args.out)} | record.to_object(), *repository_lines(args.out, record))
+    return int(ExitCode.OK)
+
+
+def request_of(args: argparse.Namespace) -> TritonRequest:
+    """The request that the options describe.
+
+    Raises:
+        InputError: a value is out of range, or a list cannot be read.
+    """
+    from gatenorm_export.deploying.triton import Load, Placement, TritonRequest, parse_models
+
+    return TritonRequest(
         bundle=args.bundle,
         out=args.out,
         name=args.name,
@@ -120,9 +137,6 @@ def run(args: argparse.Namespace) -> int:
             drain_seconds=args.drain,
         ),
     )
-    record = write_repository(request, progress=terminal.progress)
-    terminal.result(record.to_object(), *repository_lines(args.out, record))
-    return int(ExitCode.OK)
 
 
 def repository_lines(folder: Path, record: TritonRepository) -> list[str]:
