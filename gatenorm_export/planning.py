@@ -11,6 +11,15 @@ from pathlib import Path
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.records import GuardReport, LayerScore, LayerScores, ModelSpec, PrunePlan
 
+RANKINGS = {
+    "gate-norm": "the lowest score first; of equal scores the deeper layer",
+    "last": "the deepest layer first",
+    "random:SEED": "a seeded shuffle, such as random:0",
+    "cosine": "the least 1 - cos(x, x + attention(x)) on the calibration text first",
+    "guard": "a greedy search by measured KL, with the repair of the cell",
+}
+"""Every ranking, and what goes first."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DropRequest:

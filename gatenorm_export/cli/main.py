@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GateNormError as error:
         _complain(str(error))
         return int(error.exit_code)
+    except ModuleNotFoundError as error:
+        return _lacks_module(error)
     except KeyboardInterrupt:
         _complain("interrupted; finished stages are kept, nothing half-written is")
         return int(ExitCode.INTERRUPTED)
@@ -77,6 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(text: str) -> None:
     sys.stderr.write(f"gatenorm: {' '.join(text.split())}\n")
+
+
+def _lacks_module(error: ModuleNotFoundError) -> int:
+    """Name the extra that brings a module which a stage found missing; what no extra brings is a defect."""
+    from gatenorm_export.doctoring.requirements import extra_of
+
+    module = (error.name or "").partition(".")[0]
+    extra = extra_of(module)
+    if extra is None:
+        raise error
+    _complain(f'this needs {module}, which is not installed: pip install "gatenorm[{extra}]"; see gatenorm doctor')
+    return int(ExitCode.MISSING_PART)
 
 
 @contextlib.contextmanager

@@ -19,13 +19,12 @@ from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_calibration, add_output, corpus_request
 from gatenorm_export.cli.outputs import add_out, folders
 from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.planning import RANKINGS
 from gatenorm_export.records import SweepCell, SweepReport
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    from gatenorm_export.sweeping.ranking import RANKINGS
-
     describe(
         parser,
         "Measure rankings and repairs at several numbers of layers: quality, speed, cache; one plot. The table grows "

@@ -16,6 +16,14 @@ _SAME_MODULE = {
     "lm-eval": ("lm_eval",),
 }
 
+# Modules that are named otherwise than what brings them.
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "optimum": "optimum-onnx",
+    "huggingface_hub": "transformers",
+    "tokenizers": "transformers",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Package:
@@ -58,6 +66,13 @@ def packages_of(extra: str) -> tuple[Package, ...]:
         else:
             found[requirement.name] = _package(requirement)
     return tuple(found.values())
+
+
+def extra_of(module: str) -> str | None:
+    """The first extra that brings a module; None where none does."""
+    wanted = _DISTRIBUTIONS.get(module, module.replace("_", "-"))
+    extras = importlib.metadata.metadata("gatenorm").get_all("Provides-Extra") or []
+    return next((extra for extra in extras if any(package.name == wanted for package in packages_of(extra))), None)
 
 
 def _package(requirement: Requirement) -> Package:

@@ -11,22 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.planning import DropRequest, rank_layers
+from gatenorm_export.planning import RANKINGS, DropRequest, rank_layers
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import GuardReport, LayerScores, SweepOrder
 from gatenorm_export.repairs import Repair
 
 if TYPE_CHECKING:
     from gatenorm_export.calibrating import Corpus, StreamModel
-
-RANKINGS = {
-    "gate-norm": "the lowest score first; of equal scores the deeper layer",
-    "last": "the deepest layer first",
-    "random:SEED": "a seeded shuffle, such as random:0",
-    "cosine": "the least 1 - cos(x, x + attention(x)) on the calibration text first",
-    "guard": "a greedy search by measured KL, with the repair of the cell",
-}
-"""Every ranking, and what goes first."""
 
 
 @dataclasses.dataclass(frozen=True)
