@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 GRAPH_NAME = "model.onnx"
 MANIFEST_NAME = "manifest.json"
+BUNDLED_RECORDS = "records"
+"""The folder of a bundle that keeps the record of its graph, and those of the stages before."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -67,7 +69,7 @@ def claim_place(graph: Path) -> None:
 
 
 def graph_manifest(graph: Path, *, digest_data: bool = True) -> ExportedGraph | PrunedGraph | None:
-    """The manifest written beside a graph by export or prune; None for a graph from elsewhere.
+    """The manifest written beside a graph by export or prune, or kept in its bundle; None for one from elsewhere.
 
     The graph's own bytes are always held against their digest. Its data files, its own and those it shares, are held
     against their sizes and, with ``digest_data``, against the digests that the manifest has: that reads them whole,
@@ -83,6 +85,9 @@ def graph_manifest(graph: Path, *, digest_data: bool = True) -> ExportedGraph | 
         kind = read_object(path).get("kind")
     except InputError as error:
         raise InputError(f"{error}; remove it to treat the graph as a foreign one") from error
+    if kind == "bundle":
+        found = [name for name in ("pruned", "exported") if (path.parent / BUNDLED_RECORDS / f"{name}.json").is_file()]
+        kind, path = (found[0], path.parent / BUNDLED_RECORDS / f"{found[0]}.json") if found else ("", path)
     if kind not in {"exported", "pruned"}:
         return None
     record: ExportedGraph | PrunedGraph = (ExportedGraph if kind == "exported" else PrunedGraph).load(path)

@@ -21,16 +21,14 @@ _LONGEST_README = 1024 * 1024
 def licence_of(spec: ModelSpec | None, folders: Iterable[Path]) -> tuple[str, str] | None:
     """The licence's name and where it was read: a GGUF file's metadata, or a model card's front matter; else None.
 
-    ``folders`` may hold a model card; the checkpoint's own folder is asked too.
+    ``folders`` may hold a model card, the checkpoint's own among them.
     """
     places = list(folders)
     if spec is not None:
         path = Path(spec.path)
-        if spec.source == "gguf":
-            found = _of_gguf(path)
-            if found is not None:
-                return found, "general.license of the GGUF file"
-        places.append(path if path.is_dir() else path.parent)
+        found = _of_gguf(path) if spec.source == "gguf" and path.is_absolute() else None
+        if found is not None:
+            return found, "general.license of the GGUF file"
     for place in places:
         found = _of_card(place / README)
         if found is not None:
@@ -42,13 +40,10 @@ def licence_of(spec: ModelSpec | None, folders: Iterable[Path]) -> tuple[str, st
     return None
 
 
-def licence_texts(spec: ModelSpec | None, folders: Iterable[Path]) -> dict[str, Path]:
+def licence_texts(folders: Iterable[Path]) -> dict[str, Path]:
     """The texts of the licence that lie beside the model, by name."""
-    places = list(folders)
-    if spec is not None and spec.source != "gguf":
-        places.append(Path(spec.path))
     found: dict[str, Path] = {}
-    for place in places:
+    for place in folders:
         for name in LICENCE_FILES:
             if (place / name).is_file():
                 found.setdefault(name, place / name)

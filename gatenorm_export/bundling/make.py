@@ -16,7 +16,7 @@ from gatenorm_export.bundling.licence import licence_of, licence_texts
 from gatenorm_export.bundling.opening import sealed
 from gatenorm_export.bundling.place import check_place
 from gatenorm_export.bundling.side import GenaiFiles, SideFiles, find_side_files, genai_files
-from gatenorm_export.bundling.source import BundleSource, find_source
+from gatenorm_export.bundling.source import RECORDS, REPORT, BundleSource, find_source
 from gatenorm_export.bundling.stepping import check_session, open_graph
 from gatenorm_export.bundling.tokenizer import TOKENIZER, genai_note, readable_tokenizer
 from gatenorm_export.comparing.failures import runtime_failures
@@ -42,7 +42,7 @@ from gatenorm_export.side_files import name_in_folder
 class BundleRequest:
     """What a user asks of a bundle.
 
-    ``source`` is a run folder, a folder with a graph, or an ONNX file; ``engines`` are added to the run's own.
+    ``source`` is a run folder, a folder with a graph, an ONNX file, or a bundle; ``engines`` are added to its own.
     ``beside`` is a folder that lends tokenizer, configs and licence where the graph's own folder has none.
     """
 
@@ -139,9 +139,11 @@ def _folders(source: BundleSource, spec: ModelSpec | None, beside: Path | None) 
     """Where to look for what lies beside a graph: its own folder, the one that was named, the checkpoint's."""
     if beside is not None and not beside.is_dir():
         raise InputError(f"{beside}: no such folder; name the one that holds tokenizer and configs")
-    checkpoint = Path(spec.path) if spec is not None and spec.source != "gguf" else None
-    found = (source.graph.parent, beside, checkpoint if checkpoint is not None and checkpoint.is_dir() else None)
-    return tuple(folder for folder in found if folder is not None)
+    folders = [source.graph.parent, *([beside] if beside is not None else [])]
+    # A bundled record has the checkpoint's name without its folder, which may mean something else where we are now.
+    if spec is not None and spec.source != "gguf" and Path(spec.path).is_absolute() and Path(spec.path).is_dir():
+        folders.append(Path(spec.path))
+    return tuple(folders)
 
 
 def _check_side(request: BundleRequest, source: BundleSource, side: SideFiles, task: KindName) -> None:
@@ -190,11 +192,11 @@ def _contents(request: BundleRequest, gathered: _Gathered) -> Contents:
     if request.with_onnx:
         for name, content in gathered.genai.files.items():
             contents.add(name, "config", content)
-    contents.add_all("licence", licence_texts(gathered.model, gathered.folders))
+    contents.add_all("licence", licence_texts(gathered.folders))
     for name, path in source.records.items():
         own = source.record is not None and name == f"{source.record.kind}.json"
-        contents.add(f"records/{name}", "record", _public(source.record) if own and source.record else path)
-    contents.add_all("report", source.reports, "report/")
+        contents.add(f"{RECORDS}/{name}", "record", _public(source.record) if own and source.record else path)
+    contents.add_all("report", source.reports, f"{REPORT}/")
     return contents
 
 
@@ -211,8 +213,10 @@ def _public(record: ExportedGraph | PrunedGraph) -> bytes:
 def _manifest(request: BundleRequest, gathered: _Gathered, probe: BundleProbe | None) -> BundleManifest:
     record, interface, spec = gathered.source.record, gathered.interface, gathered.model
     pruned = record if isinstance(record, PrunedGraph) else None
-    licence = licence_of(spec, gathered.folders)
-    name = _public_name(spec) if spec is not None else "model"
+    earlier = gathered.source.earlier
+    told = (earlier.licence, earlier.licence_source) if earlier is not None else None
+    licence = told or licence_of(spec, gathered.folders)
+    name = earlier.name if earlier is not None else _public_name(spec) if spec is not None else "model"
     return BundleManifest.model_construct(
         convention=record.convention if record is not None else Convention(),
         name=request.name or name,

@@ -7,12 +7,17 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from gatenorm_export.artifacts import sha256_of
+from gatenorm_export.bundling.opening import open_bundle
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.graphs import MANIFEST_NAME, graph_file, graph_manifest, manifest_file
+from gatenorm_export.graphs import BUNDLED_RECORDS, MANIFEST_NAME, graph_file, graph_manifest, manifest_file
 from gatenorm_export.kinds import SPEECH_GRAPHS
-from gatenorm_export.records import ComparisonReport, ExportedGraph, PrunedGraph, RunManifest
+from gatenorm_export.records import BundleManifest, ComparisonReport, ExportedGraph, PrunedGraph, RunManifest
 from gatenorm_export.repairs import REPAIR_FILE
 from gatenorm_export.run_folder import COMPARISON, PLAN, SCORES, engine_file
+
+RECORDS, REPORT = BUNDLED_RECORDS, "report"
+"""The folders of a bundle for the records of the stages, and for the report of a run."""
 
 _REPORTS = ("report.html", "report.md", "report.json", "scores.svg")
 
@@ -22,6 +27,7 @@ class BundleSource:
     """Where everything lies. ``record`` is the graph's own, where export or prune wrote one.
 
     ``records`` and ``reports`` are files by the name they get in the bundle; ``engines`` were built by the run.
+    ``earlier`` is the manifest of the bundle that all this is taken from, where it is one.
     """
 
     graph: Path
@@ -30,20 +36,22 @@ class BundleSource:
     records: dict[str, Path]
     reports: dict[str, Path]
     engines: tuple[Path, ...]
+    earlier: BundleManifest | None = None
 
 
 def find_source(place: Path) -> BundleSource:
-    """What a user means by ``place``: a run folder, a folder that holds a graph, or an ONNX file.
+    """What a user means by ``place``: a run folder, a folder that holds a graph, an ONNX file, or another bundle.
 
     Every file of a graph that has a record is held against it.
 
     Raises:
         InputError: there is no graph, the run is not finished, or a file is not what its record says.
-        RefusedError: the run's own proof failed, or the folder is a bundle.
+        TamperedError: it is a bundle that was touched.
+        RefusedError: the run's own proof failed.
     """
     kind = _kind_of(place)
     if kind == "bundle":
-        raise RefusedError(f"{place}: is a bundle already; copy it, or bundle the run that it was made from")
+        return _of_bundle(place)
     if kind == "run":
         return _of_run(place)
     if not place.is_dir():
@@ -100,9 +108,22 @@ def _of_run(folder: Path) -> BundleSource:
     )
 
 
-def _check_proof(folder: Path, source: BundleSource, comparison: ComparisonReport) -> None:
-    from gatenorm_export.artifacts import sha256_of
+def _of_bundle(folder: Path) -> BundleSource:
+    bundle = open_bundle(folder)
+    graph = bundle.graph_path
+    if graph is None:
+        raise InputError(f"{folder}: holds engines alone; bundle the run that it was made from")
+    named = {file.name.rpartition("/"): bundle.path(file.name) for file in bundle.manifest.files}
+    return dataclasses.replace(
+        _of_graph(graph),
+        records={name: path for (inside, _, name), path in named.items() if inside == RECORDS},
+        reports={name: path for (inside, _, name), path in named.items() if inside == REPORT},
+        engines=tuple(bundle.engine_path(engine) for engine in bundle.manifest.engines),
+        earlier=bundle.manifest,
+    )
 
+
+def _check_proof(folder: Path, source: BundleSource, comparison: ComparisonReport) -> None:
     if comparison.pruned_sha256 != sha256_of(source.graph):
         raise InputError(
             f"{source.graph}: is not the graph that {COMPARISON} judged; `gatenorm run --out {folder}` judges it"
