@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
-from engine_cases import bounds_of, write_graph
+from engine_cases import bounds_of, write_attention, write_graph
+from onnx import TensorProto, helper
 
 from gatenorm_export.building import ShapeRequest, load_overrides, make_profiles
 from gatenorm_export.errors import InputError, RefusedError
@@ -36,16 +38,56 @@ def test_a_decode_step_can_be_fixed(tmp_path: Path) -> None:
     assert decode["attention_mask"] == ((1, 2), (1, 17), (1, 32))
 
 
-@pytest.mark.parametrize(("mask", "said"), [("something", "is something"), (None, "is dynamic without a name")])
-def test_a_dimension_without_a_bound_is_refused(tmp_path: Path, mask: object, said: str) -> None:
-    graph = write_graph(tmp_path / "g.onnx", mask=mask)
-    with pytest.raises(RefusedError, match=rf"dimension 1 of input attention_mask {said}.*--profile"):
+@pytest.mark.parametrize(("slots", "said"), [("slots", "is slots"), (None, "is dynamic without a name")])
+def test_a_dimension_without_a_bound_is_refused(tmp_path: Path, slots: object, said: str) -> None:
+    graph = write_graph(tmp_path / "g.onnx")
+    model = onnx.load(str(graph))
+    model.graph.input.append(helper.make_tensor_value_info("memory", TensorProto.FLOAT, ["batch", slots]))
+    onnx.save(model, str(graph))
+    with pytest.raises(RefusedError, match=rf"dimension 1 of input memory {said}.*--profile"):
         make_profiles(graph, ShapeRequest())
     # A profile of the user's own closes the gap.
     given = {"min": [1, 1], "opt": [1, 4], "max": [1, 8]}
-    overrides = profile_file(tmp_path, {name: {"attention_mask": given} for name in ("prefill", "decode")})
+    overrides = profile_file(tmp_path, {name: {"memory": given} for name in ("prefill", "decode")})
     profiles = make_profiles(graph, ShapeRequest(), load_overrides(overrides))
-    assert bounds_of(profiles[0])["attention_mask"] == ((1, 1), (1, 4), (1, 8))
+    assert bounds_of(profiles[0])["memory"] == ((1, 1), (1, 4), (1, 8))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "cache"),
+    [
+        (["batch", "step"], ["batch", "total"], ["batch", 2, "past", 16]),
+        (["batch", "step"], [None, None], ["batch", 2, "past", 16]),
+        (["s0", "s1"], ["s2", "s3"], ["s4", 2, "s5", 16]),
+        ([None, None], [None, None], [None, 2, None, 16]),
+        (["batch", "step"], ["batch", "total"], ["batch", 2, "past", "size"]),
+    ],
+    ids=str,
+)
+def test_lengths_are_told_by_what_an_input_is_for(tmp_path: Path, tokens: Any, mask: Any, cache: Any) -> None:
+    """As exporters write them: a word for the sum, symbols of each input's own, none at all, an open size of a head."""
+    write_attention(tmp_path / "g.onnx", tokens, mask, cache)
+    file = profile_file(tmp_path, {"decode": {"input_ids": bound([1, 1], [2, 1], [4, 5])}})
+    prefill, decode = make_profiles(tmp_path / "g.onnx", ShapeRequest(2, 8, 32), load_overrides(file))
+    cached = ((1, 2, 0, 16), (2, 2, 0, 16), (2, 2, 24, 16))
+    assert bounds_of(prefill) == {
+        "input_ids": ((1, 1), (2, 4), (2, 8)),
+        "position_ids": ((1, 1), (2, 4), (2, 8)),
+        "attention_mask": ((1, 1), (2, 4), (2, 32)),
+        "past.key": cached,
+        "past.value": cached,
+    }
+    assert bounds_of(decode)["attention_mask"] == ((1, 2), (2, 17), (4, 36))
+    assert bounds_of(decode)["past.value"] == ((1, 2, 1, 16), (2, 2, 16, 16), (4, 2, 31, 16))
+
+
+def test_an_open_length_that_no_attention_tells_is_refused(tmp_path: Path) -> None:
+    graph = write_graph(tmp_path / "g.onnx")
+    model = onnx.load(str(graph))
+    model.graph.input[2].type.tensor_type.shape.dim[3].dim_param = "size"
+    onnx.save(model, str(graph))
+    with pytest.raises(RefusedError, match=r"dimension 1 of input attention_mask is past \+ step|is size"):
+        make_profiles(graph, ShapeRequest())
 
 
 @pytest.mark.parametrize("bounds", [(0, 8, 32), (1, 0, 32), (1, 8, 1), (1, 64, 32), (1, 8, 32, 0), (1, 8, 32, 32)])

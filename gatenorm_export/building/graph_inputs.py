@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gatenorm_export.errors import InputError, RefusedError, needs
+from gatenorm_export.graph_checks import check_graph_file
 
-TOKENS, MASK = "input_ids", "attention_mask"
+TOKENS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ def read_inputs(graph: Path) -> Inputs:
     """
     with needs("onnx", "reading ONNX"):
         import onnx
+    check_graph_file(graph)
     try:
         model = onnx.load(str(graph), load_external_data=False)
     except Exception as error:

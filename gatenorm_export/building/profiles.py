@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from gatenorm_export.building.decoder_lengths import in_one_vocabulary
 from gatenorm_export.building.graph_inputs import TOKENS, Inputs, Length, read_inputs
 from gatenorm_export.building.profile_files import Bounds, Overrides, check_bounds, check_sums
 from gatenorm_export.errors import InputError, RefusedError
@@ -47,8 +48,9 @@ class ShapeRequest:
 def make_profiles(graph: Path, request: ShapeRequest, overrides: Overrides | None = None) -> tuple[Profile, ...]:
     """Profiles ``prefill`` and ``decode``, with bounds of every input, and those that ``overrides`` add.
 
-    Every dynamic length gets its bounds by what it is called: the token input [b, s] names batch and step, a cache
-    input [b, heads, p, size] names the past, and sums of these are added up. What they admit, in tokens:
+    Every dynamic length gets its bounds by what it is called (:func:`in_one_vocabulary`): the token input [b, s] names
+    batch and step, a cache input [b, heads, p, size] names the past, and sums of these are added up. What they admit,
+    in tokens:
 
     - prefill: a step of 1 to ``prompt`` onto a cache of 0 to ``context`` - ``prompt``, so that a prompt may also be fed
       in pieces; typical is half a prompt onto an empty cache;
@@ -62,11 +64,11 @@ def make_profiles(graph: Path, request: ShapeRequest, overrides: Overrides | Non
             the graph: an unknown input, another rank, a fixed dimension, min > opt or opt > max, or two bounds for one
             length.
     """
-    inputs = read_inputs(graph)
+    inputs, pasts = in_one_vocabulary(graph, read_inputs(graph))
     overrides = overrides or {}
     profiles: dict[str, tuple[Mapping[str, int], ...]] = {}
     if TOKENS in inputs and len(inputs[TOKENS]) == 2:
-        profiles = _decoder_lengths(inputs, request)
+        profiles = _decoder_lengths(inputs, pasts, request)
     elif not overrides:
         raise RefusedError(
             f"{graph}: has no token input {TOKENS} [batch, step] to make profiles from; give the bounds of its inputs "
@@ -79,10 +81,12 @@ def make_profiles(graph: Path, request: ShapeRequest, overrides: Overrides | Non
     )
 
 
-def _decoder_lengths(inputs: Inputs, request: ShapeRequest) -> dict[str, tuple[Mapping[str, int], ...]]:
+def _decoder_lengths(
+    inputs: Inputs, pasts: frozenset[str], request: ShapeRequest
+) -> dict[str, tuple[Mapping[str, int], ...]]:
     """Each profile's least, typical and largest lengths by name."""
     batch, step = (length.name for length in inputs[TOKENS])
-    pasts = _pasts(inputs, batch, step)
+    pasts |= _summands(inputs, step) - {batch, step}
     top, half = request.batch, max(request.prompt // 2, 1)
 
     def lengths(n: int, s: int, past: int) -> Mapping[str, int]:
@@ -103,24 +107,12 @@ def _decoder_lengths(inputs: Inputs, request: ShapeRequest) -> dict[str, tuple[M
     }
 
 
-def _pasts(inputs: Inputs, batch: str | None, step: str | None) -> set[str]:
-    """The names of cached lengths: what is dynamic in a cache input, and what is added to the step elsewhere.
-
-    A graph without any cache left still has a mask of length past + step.
-    """
-    others = {batch, step}
-    pasts = {
-        length.name
-        for shape in inputs.values()
-        if len(shape) > 2
-        for length in shape
-        if length.text and length.name is not None and length.name not in others
-    }
-    for shape in inputs.values():
-        for length in shape:
-            if step in length.names and length.name is None:
-                pasts |= set(length.names) - others
-    return {name for name in pasts if name is not None}
+def _summands(inputs: Inputs, step: str | None) -> frozenset[str]:
+    """What is added to the step: a graph without any cache left still has a mask of length past + step."""
+    lengths = (length for shape in inputs.values() for length in shape)
+    return frozenset(
+        name for length in lengths if step in length.names and length.name is None for name in length.names
+    )
 
 
 def _profile(graph: Path, name: str, inputs: Inputs, lengths: tuple[Mapping[str, int], ...], given: Bounds) -> Profile:
