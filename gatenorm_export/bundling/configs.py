@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gatenorm_export.errors import InputError
 from gatenorm_export.genai_config import GENAI_CONFIG
+from gatenorm_export.small_files import read_object
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
@@ -99,15 +98,7 @@ def read_configs(files: Mapping[str, Path]) -> ModelConfigs:
 
 
 def _read(path: Path | None) -> Mapping[str, Any]:
-    if path is None:
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable JSON ({error}); copy the model's again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; copy the model's again")
-    return value
+    return read_object(path) if path is not None else {}
 
 
 def _section(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from gatenorm_export.checkpoints.gguf_file import read_gguf_fields
 from gatenorm_export.checkpoints.ranges import LocalFolder
 from gatenorm_export.errors import GateNormError
 from gatenorm_export.records import ModelSpec
+from gatenorm_export.small_files import inside
 
 README = "README.md"
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "COPYING", "NOTICE", "NOTICE.txt")
@@ -30,7 +31,7 @@ def licence_of(spec: ModelSpec | None, folders: Iterable[Path]) -> tuple[str, st
         if found is not None:
             return found, "general.license of the GGUF file"
     for place in places:
-        found = _of_card(place / README)
+        found = _of_card(inside(place, README))
         if found is not None:
             return found, f"license in {README} of the model"
     for place in places:
@@ -46,7 +47,7 @@ def licence_texts(folders: Iterable[Path]) -> dict[str, Path]:
     for place in folders:
         for name in LICENCE_FILES:
             if (place / name).is_file():
-                found.setdefault(name, place / name)
+                found.setdefault(name, inside(place, name))
     return found
 
 
@@ -65,11 +66,10 @@ def _of_gguf(path: Path) -> str | None:
 
 def _of_card(path: Path) -> str | None:
     """``license`` in the YAML front matter of a model card; for "other" the name that stands beside it."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(_LONGEST_README)
-    except OSError:
+    if not path.is_file():
         return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(_LONGEST_README)
     match = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
     if match is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,13 @@ from gatenorm_export.errors import InputError, TamperedError
 from gatenorm_export.graphs import MANIFEST_NAME
 from gatenorm_export.records import BundleEngine, BundleManifest
 from gatenorm_export.records.bundle import UNSEALED
+from gatenorm_export.small_files import read_small
 
 LONGEST_MANIFEST = 64 * 1024 * 1024
 """Bytes. A model of a thousand layers stays below a hundredth of it."""
+
+_ADVICE = "copy the bundle again, or bundle the run again"
+_SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,26 +64,29 @@ def open_bundle(folder: Path, *, digest: bool = True) -> Bundle:
     touched = touched_files(folder, manifest, digest=digest)
     if touched:
         more = f", and {len(touched) - 1} more" if len(touched) > 1 else ""
-        raise TamperedError(f"{folder}: {touched[0]}{more}; copy the bundle again, or bundle the run again")
+        raise TamperedError(f"{folder}: {touched[0]}{more}; {_ADVICE}")
     return Bundle(folder, manifest)
 
 
 def read_manifest(folder: Path) -> BundleManifest:
-    """The manifest, held against its own seal.
+    """The manifest, held against its own seal before anything in it is believed.
 
     Raises:
-        InputError: the folder is no bundle.
-        TamperedError: the manifest is not what it was when it was sealed.
+        InputError: the folder is no bundle, or one of another schema version.
+        TamperedError: the manifest is gone, or not what it was when it was sealed.
     """
     path = folder / MANIFEST_NAME
-    if path.is_symlink() or not path.is_file():
-        raise InputError(f"{folder}: is no bundle, it holds no {MANIFEST_NAME}; `gatenorm bundle` makes one")
-    if path.stat().st_size > LONGEST_MANIFEST:
-        raise InputError(f"{path}: has {path.stat().st_size:,} bytes, no manifest is that long")
-    manifest = BundleManifest.load(path)
-    if seal_of(path.read_bytes(), manifest.seal) != manifest.seal:
-        raise TamperedError(f"{path}: was changed since it was written; copy the bundle again, or bundle the run again")
-    return manifest
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise InputError(f"{folder}: no such bundle; `gatenorm bundle` makes one")
+    if path.is_symlink() or not path.exists():
+        raise TamperedError(f"{folder}: holds no {MANIFEST_NAME}; {_ADVICE}")
+    content = read_small(path, largest=LONGEST_MANIFEST)
+    seal = _SEAL.search(content)
+    if seal is None and b'"bundle"' not in content and content.strip():
+        raise InputError(f"{path}: is no bundle's; `gatenorm bundle` makes one")
+    if seal is None or seal_of(content, seal[1]) != seal[1].decode():
+        raise TamperedError(f"{path}: was changed since it was sealed; {_ADVICE}")
+    return BundleManifest.load(path)
 
 
 def sealed(manifest: BundleManifest) -> tuple[BundleManifest, bytes]:
@@ -89,10 +97,10 @@ def sealed(manifest: BundleManifest) -> tuple[BundleManifest, bytes]:
     return done, done.to_json().encode()
 
 
-def seal_of(content: bytes, seal: str) -> str:
+def seal_of(content: bytes, seal: bytes) -> str:
     """What the seal of a manifest's bytes should be, ``seal`` being the one that stands there."""
     field = b'"seal": "%s"'
-    opened = content.replace(field % seal.encode(), field % UNSEALED.encode(), 1)
+    opened = content.replace(field % seal, field % UNSEALED.encode(), 1)
     return hashlib.sha256(opened).hexdigest()
 
 

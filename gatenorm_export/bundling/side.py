@@ -14,6 +14,7 @@ from gatenorm_export.errors import InputError
 from gatenorm_export.genai_config import GENAI_CONFIG, other_files
 from gatenorm_export.graphs import TOKENIZER_FILES
 from gatenorm_export.records import Decoding
+from gatenorm_export.small_files import inside
 
 CONFIG_FILES = (
     "config.json",
@@ -38,21 +39,21 @@ def find_side_files(folders: Sequence[Path]) -> SideFiles:
     """Look through ``folders`` in order; genai's description is the graph's own, so only the first one's counts.
 
     Raises:
-        InputError: a config is no JSON object.
+        InputError: a config is no JSON object, or a file is a link that leads out of its folder.
     """
     # A tokenizer's files belong together: those of two folders are never mixed.
     tokenizer = next((found for folder in folders if (found := _present(folder, TOKENIZER_FILES))), {})
     configs: dict[str, Path] = {}
     for folder in folders:
         configs = _present(folder, CONFIG_FILES) | configs
-    genai = folders[0] / GENAI_CONFIG
+    genai = inside(folders[0], GENAI_CONFIG)
     own = genai if genai.is_file() else None
     told = read_configs(configs | ({GENAI_CONFIG: own} if own is not None else {}))
     return SideFiles(tokenizer, configs, own, told)
 
 
 def _present(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    return {name: folder / name for name in names if (folder / name).is_file()}
+    return {name: inside(folder, name) for name in names if (folder / name).is_file()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,5 +109,5 @@ def _copied(side: SideFiles, path: Path, graph: str) -> GenaiFiles:
         beside = path.parent / name
         if Path(name).name != name or not beside.is_file():
             return GenaiFiles({}, f"{GENAI_CONFIG} beside the graph names {name}, which is not there")
-        files[name] = beside
+        files[name] = inside(path.parent, name)
     return GenaiFiles(files, "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from gatenorm_export.kinds import SPEECH_GRAPHS
 from gatenorm_export.records import BundleManifest, ComparisonReport, ExportedGraph, PrunedGraph, RunManifest
 from gatenorm_export.repairs import REPAIR_FILE
 from gatenorm_export.run_folder import COMPARISON, PLAN, SCORES, engine_file
+from gatenorm_export.small_files import inside, read_object
 
 RECORDS, REPORT = BUNDLED_RECORDS, "report"
 """The folders of a bundle for the records of the stages, and for the report of a run."""
@@ -61,10 +61,8 @@ def find_source(place: Path) -> BundleSource:
 
 def _kind_of(place: Path) -> str:
     """The kind of the record that a folder has; empty where it has none."""
-    try:
-        return str(json.loads((place / MANIFEST_NAME).read_text(encoding="utf-8"))["kind"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    path = place / MANIFEST_NAME
+    return str(read_object(path).get("kind", "")) if path.is_file() else ""
 
 
 def _graph_in(folder: Path) -> Path:
@@ -135,4 +133,4 @@ def _check_proof(folder: Path, source: BundleSource, comparison: ComparisonRepor
 
 
 def _present(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    return {name: folder / name for name in names if (folder / name).is_file()}
+    return {name: inside(folder, name) for name in names if (folder / name).is_file()}

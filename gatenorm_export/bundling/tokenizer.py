@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gatenorm_export.errors import InputError
+from gatenorm_export.small_files import read_object
 
 TOKENIZER = "tokenizer.json"
 
@@ -24,7 +24,7 @@ def readable_tokenizer(path: Path) -> bytes | Path:
     Raises:
         InputError: it is no JSON object.
     """
-    content = _read(path)
+    content = read_object(path)
     decoder = content.get("decoder")
     if _kind(content.get("pre_tokenizer")) != "ByteLevel" or _kind(decoder) != "Sequence":
         return path
@@ -42,7 +42,7 @@ def genai_note(path: Path) -> str:
     Raises:
         InputError: it is no JSON object.
     """
-    kind = _kind(_read(path).get("model"))
+    kind = _kind(read_object(path).get("model"))
     return (
         ""
         if kind in _READ_BY_GENAI
@@ -52,13 +52,3 @@ def genai_note(path: Path) -> str:
 
 def _kind(value: Any) -> str:
     return str(value.get("type", "")) if isinstance(value, dict) else ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable JSON ({error}); copy the model's tokenizer again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object; copy the model's tokenizer again")
-    return content
