@@ -130,6 +130,25 @@ def test_half_precision_is_converted_and_its_error_told(exported, flavour: Flavo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half.engine", "half.engine.json"]
 
 
+def test_packed_weights_are_counted_as_they_lie(flavour: Flavour, tmp_path: Path) -> None:
+    """64 x 32 numbers of 4 bits, their scales, and the table that the tokens look up."""
+    packed = helper.make_tensor("packed", TensorProto.INT4, [64, 32], [1] * 2048)
+    scales = numpy_helper.from_array(np.ones((2, 32), np.float32), "scales")
+    table = numpy_helper.from_array(np.ones((16, 64), np.float32), "table")
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("DequantizeLinear", ["packed", "scales"], ["weight"], axis=0, block_size=32),
+        helper.make_node("MatMul", ["x", "weight"], ["y"]),
+    ]
+    tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "step"])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [tokens], [result], [packed, scales, table])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, str(tmp_path / "g.onnx"))
+    record = build_engine(tmp_path / "g.onnx", tmp_path / "e.engine", flavour=flavour, shapes=SHAPES)
+    assert record.weight_bytes == 2048 // 2 + 4 * 2 * 32 + 4 * 16 * 64
+
+
 def test_what_cannot_be_built_is_refused_and_leaves_nothing(flavour: Flavour, tmp_path: Path) -> None:
     def refusal(graph: Path, kind: type[GateNormError] = RefusedError, **changes: Any) -> str:
         engine, options = tmp_path / "out" / "e.engine", BuildOptions(**changes)

@@ -196,7 +196,10 @@ def _constant_bytes(trt: Any, network: Any) -> int:
         if layer.type == trt.LayerType.CONSTANT:
             # The bindings give the base class; the weights are the subclass's.
             layer.__class__ = trt.IConstantLayer
-            total += int(layer.weights.nbytes)
+            weights = layer.weights
+            # Of two numbers a byte, TensorRT-RTX 1.7 tells a negative number of bytes.
+            packed = getattr(weights.dtype, "name", "") in {"INT4", "FP4"}
+            total += (weights.size + 1) // 2 if packed else int(weights.nbytes)
     return total
 
 
