@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     except GateNormError as error:
         sys.stderr.write(f"benchmarks.triton: {error}\n")
         return int(error.exit_code)
+    result["ratio"] = {name: _ratio(name, base, result["pruned"][name]) for name, base in result["base"].items()}
     result["command"] = " ".join(["python -m benchmarks.triton", *(argv if argv is not None else sys.argv[1:])])
     if args.json is not None:
         write_text(args.json, json.dumps(result, indent=1) + "\n")
@@ -110,9 +111,14 @@ def table(result: dict[str, Any]) -> str:
     rows = [f"{'':24}{'base':>10}{'pruned':>10}{'ratio':>8}"]
     for name, base in result["base"].items():
         pruned = result["pruned"][name]
-        ratio = pruned / base if name == "tokens_per_second" else base / pruned
-        rows.append(f"{name:24}{base:>10.1f}{pruned:>10.1f}{ratio:>8.3f}")
+        rows.append(f"{name:24}{base:>10.1f}{pruned:>10.1f}{_ratio(name, base, pruned):>8}")
     return "\n".join(rows) + "\n"
+
+
+def _ratio(name: str, base: float, pruned: float) -> str:
+    better, worse = (pruned, base) if name == "tokens_per_second" else (base, pruned)
+    # Two tokens of a tiny model may come in one piece, with no time between them.
+    return f"{better / worse:.3f}" if worse else "-"
 
 
 if __name__ == "__main__":
