@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Sequence
@@ -14,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from toy_graphs import toy_decoder
 
 from gatenorm_export.bundling import Bundle, BundleRequest, make_bundle, open_bundle
@@ -22,6 +26,7 @@ from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records.bundle import UNSEALED
 
 SOURCE = Path(__file__).parent.parent / "examples" / "cpp"
+STAND_IN = Path(__file__).parent / "fake_tensorrt"
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 WARNINGS = "-Wall -Wextra -Wpedantic -Werror"
 
@@ -43,37 +48,59 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A built decoder."""
+    """A built decoder, and what its environment has beside this one's."""
 
     path: Path
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __call__(self, *arguments: object, stdin: str = "") -> Outcome:
         words = [str(self.path), *map(str, arguments)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, input=stdin, timeout=300)
+        environment = {**os.environ, **self.environment}
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, input=stdin, timeout=300, env=environment
+        )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def build(folder: Path, name: str, *settings: str) -> Program:
-    """Configure and build one program of examples/cpp, warnings being errors."""
-    prefixes = [SITE_PACKAGES / "openvino", SITE_PACKAGES / "nlohmann_json"]
-    paths = ";".join(str(path) for path in prefixes)
+def build_programs(factory: pytest.TempPathFactory) -> Path:
+    """The folder with the programs for OpenVINO and, on a stand-in, TensorRT; warnings are errors.
+
+    All processes of a test run share one build.
+    """
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cpp-build"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            _build(folder)
+            (folder / "done").touch()
+    return folder
+
+
+def _build(folder: Path) -> None:
+    stand_in = folder / "libstandin.a"
+    objects = []
+    for source in sorted(STAND_IN.glob("*.cpp")):
+        objects.append(str(folder / f"{source.stem}.o"))
+        _run("c++", "-std=c++17", "-O1", *WARNINGS.split(), "-c", str(source), "-o", objects[-1])
+    _run("ar", "rcs", str(stand_in), *objects)
+    prefixes = ";".join(str(SITE_PACKAGES / name) for name in ("openvino", "nlohmann_json"))
+    sdk = {"TENSORRT_INCLUDE_DIR": STAND_IN, "TENSORRT_LIBRARY": stand_in}
+    cuda = {"CUDA_INCLUDE_DIR": STAND_IN, "CUDART_LIBRARY": stand_in}
     # -O1: most of the time goes into headers, and what is tested is tiny.
-    options = ["-DCMAKE_BUILD_TYPE=", f"-DCMAKE_CXX_FLAGS=-O1 {WARNINGS}", f"-DCMAKE_PREFIX_PATH={paths}", *settings]
-    generator = ["-G", "Ninja"] if _has("ninja") else []
-    _run("cmake", *generator, "-S", str(SOURCE), "-B", str(folder), *options)
-    _run("cmake", "--build", str(folder), "--parallel", "2", "--target", name)
-    return Program(folder / name)
+    flags = {"CMAKE_BUILD_TYPE": "", "CMAKE_CXX_FLAGS": f"-O1 {WARNINGS}", "CMAKE_PREFIX_PATH": prefixes}
+    settings = [f"-D{name}={value}" for name, value in {**flags, **sdk, **cuda}.items()]
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    _run("cmake", *generator, "-S", str(SOURCE), "-B", str(folder), *settings)
+    _run("cmake", "--build", str(folder), "--parallel", "2")
 
 
 def missing() -> str:
     """Why the programs cannot be built here; empty where they can."""
-    tools = [tool for tool in ("cmake", "c++") if not _has(tool)]
+    tools = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
     packages = [name for name in ("openvino", "nlohmann_json") if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(tools + packages)}" if tools or packages else ""
-
-
-def _has(tool: str) -> bool:
-    return subprocess.run(["sh", "-c", f"command -v {tool}"], capture_output=True, check=False).returncode == 0
 
 
 def _run(*words: str) -> None:

@@ -26,7 +26,7 @@ Exported = Callable[[str], tuple[ModelSpec, Path, ExportedGraph]]
 
 @pytest.fixture(scope="module")
 def decode(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    return cpp_programs.build(tmp_path_factory.mktemp("cpp"), "gatenorm-decode-openvino")
+    return Program(cpp_programs.build_programs(tmp_path_factory) / "gatenorm-decode-openvino")
 
 
 @pytest.fixture(scope="module")
