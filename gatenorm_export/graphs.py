@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.errors import InputError, OutputError, needs
+from gatenorm_export.graph_checks import check_contents, check_graph_file
 from gatenorm_export.records import ExportedGraph, FileDigest, PrunedGraph
 from gatenorm_export.records.graph import GraphFile
 from gatenorm_export.small_files import inside, read_object
@@ -78,7 +79,7 @@ def graph_manifest(graph: Path, *, digest_data: bool = True) -> ExportedGraph | 
     Raises:
         InputError: the manifest is damaged, or one of the graph's files is not the one it describes.
     """
-    path = manifest_file(graph)
+    path = inside(graph.parent, manifest_file(graph).name)
     if not path.is_file():
         return None
     try:
@@ -94,7 +95,8 @@ def graph_manifest(graph: Path, *, digest_data: bool = True) -> ExportedGraph | 
     for file in record.files:
         # Tokenizer and config may be edited freely; the graph and its tensors may not.
         if file.name.startswith(graph.name):
-            _check_file(graph.parent / Path(file.name).name, file, path, digest=digest_data or file.name == graph.name)
+            place = inside(graph.parent, Path(file.name).name)
+            _check_file(place, file, path, digest=digest_data or file.name == graph.name)
     for shared in record.shared if isinstance(record, PrunedGraph) else ():
         _check_file(inside(graph.parent, shared.name), shared, path, digest=digest_data)
     return record
@@ -119,11 +121,13 @@ def load_graph(graph: Path) -> ir.Model:
     """
     with needs("onnx", "reading ONNX"):
         import onnx_ir as ir
+    size = check_graph_file(graph)
     try:
         model = ir.load(graph)
     except Exception as error:
         # Damaged protobuf surfaces as many types; what the user can act on is the same.
         raise InputError(f"{graph}: not a readable ONNX file ({type(error).__name__}); export it again") from error
+    check_contents(model, graph, size)
     folder = graph.parent.resolve()
     files: dict[str, Path] = {}
     for tensor, replace in external_tensors(model):
@@ -195,7 +199,10 @@ def _data_file(graph: Path, location: str, tensor: str) -> Path:
     The folder is that of the graph's name or, where the graph is a symbolic link, that of the file behind it. This is
     what ONNX Runtime allows.
     """
-    data = (graph.parent / location).resolve()
+    try:
+        data = (graph.parent / location).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{graph}: tensor {tensor} lies at {location}, which is no place ({error})") from error
     if not any(data.is_relative_to(folder) for folder in (graph.parent.resolve(), graph.resolve().parent)):
         raise InputError(f"{graph}: tensor {tensor} lies at {location}, outside the graph's folder; refused")
     if not data.is_file():

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gatenorm_export.errors import InputError
+from gatenorm_export.graph_checks import blames_graph
 from gatenorm_export.graphs import load_graph
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import AttentionSublayer, GraphInspection, UnmatchedNode
+from gatenorm_export.shape_inference import check_shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from graph_passes import AttentionSite, AttentionSites, Dataflow
 
 
+@blames_graph
 def inspect_graph(graph: Path, *, progress: Progress | None = None) -> GraphInspection:
     """Find every attention sublayer of an ONNX file, and everything that resembles one and was not matched.
 
@@ -35,6 +38,7 @@ def inspect_graph(graph: Path, *, progress: Progress | None = None) -> GraphInsp
 
     InlineAttentionFunctions()(model)
     with progress.task("infer shapes"):
+        check_shapes(graph)
         # Exporters leave most shapes out; heads are read off them. What cannot be inferred stays unknown.
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
     with progress.task("find attention"):

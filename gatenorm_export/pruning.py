@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gatenorm_export.artifacts import sha256_of, staged_folder
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.genai_config import CacheNames
+from gatenorm_export.graph_checks import blames_graph
 from gatenorm_export.graph_description import GraphDescription
 from gatenorm_export.graph_repairs import replace_downs, stand_ins_of
 from gatenorm_export.graph_storage import compact_weights, share_weights, write_checked
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from graph_passes import AttentionSite, AttentionSites, Kind, KVNames, Removal
 
 
+@blames_graph
 def describe_graph(graph: Path) -> GraphDescription:
     """Find the attention sublayers of an ONNX file and count what can be counted.
 
@@ -54,6 +56,7 @@ def describe_graph(graph: Path) -> GraphDescription:
     )
 
 
+@blames_graph
 def prune_graph(
     graph: Path,
     output: Path,
@@ -121,6 +124,7 @@ def prune_graph(
             (staging / side).write_bytes(content)
         if not as_file:
             copy_companions(graph, folder, staging)
+        digest = sha256_of(graph)
         after = _facts(model, dataclasses.replace(found, sites=removal.kept))
         repair = _write_repair(graph, parent, repaired, staging, name, before.n_parameters - after.n_parameters)
         record = PrunedGraph(
@@ -130,8 +134,9 @@ def prune_graph(
             files=tuple(GraphFile.of(path, folder=staging) for path in sorted(staging.iterdir())),
             weights=weights,
             shared=_shared_files(shared, folder, graph, parent),
-            parent_sha256=sha256_of(graph),
+            parent_sha256=digest,
             parent_path=str(graph.resolve()),
+            ancestors=(digest, *(parent.lineage if isinstance(parent, PrunedGraph) else ())),
             model=parent.model if parent else None,
             plan_sha256=plan_sha256,
             n_layers=found.n_layers,

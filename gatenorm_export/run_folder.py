@@ -11,6 +11,7 @@ from gatenorm_export.records import ComparisonReport, EngineArtifact, LayerScore
 
 if TYPE_CHECKING:
     from gatenorm_export.reporting import ReportMaterial
+from gatenorm_export.small_files import inside
 
 GRAPHS = ("base", "pruned")
 SCORES, PLAN, COMPARISON = "scores.json", "plan.json", "compare.json"
@@ -25,13 +26,13 @@ def report_material(folder: Path) -> ReportMaterial:
     from gatenorm_export.reporting import ReportMaterial
 
     for name in (SCORES, PLAN, COMPARISON, MANIFEST_NAME):
-        if not (folder / name).is_file():
+        if not inside(folder, name).is_file():
             raise InputError(f"{folder}: holds no {name}; `gatenorm run --out {folder}` makes it")
     manifest = RunManifest.load(folder / MANIFEST_NAME)
     plan, comparison = PrunePlan.load(folder / PLAN), ComparisonReport.load(folder / COMPARISON)
     # The name alone: a record cannot lead out of the run's folder.
-    pruned = manifest_file(folder / "pruned" / Path(comparison.pruned).name)
-    records = [engine_file(folder, name).with_suffix(".engine.json") for name in GRAPHS]
+    pruned = inside(folder, f"pruned/{manifest_file(Path(Path(comparison.pruned).name)).name}")
+    records = [inside(folder, f"engines/{name}.engine.json") for name in GRAPHS]
     built = "build" in manifest.stages
     return ReportMaterial(
         scores=LayerScores.load(folder / SCORES).narrowed(plan.tower),

@@ -43,7 +43,10 @@ def side_files(graph: Path, pruned: Path, names: CacheNames, progress: Progress)
     found = {name: _read(folder, name) for name in _COPIED if (folder / name).is_file()}
     if not config_file.is_file():
         return found
-    config = rewrite_genai_config(_genai_config(config_file), graph.name, pruned.name, names)
+    try:
+        config = rewrite_genai_config(_genai_config(config_file), graph.name, pruned.name, names)
+    except RecursionError as error:
+        raise InputError(f"{config_file}: is nested too deep; repair it, or name a .onnx file as output") from error
     if config is None:
         progress.say(f"{config_file}: not copied, it does not name {graph.name}")
         return found

@@ -18,7 +18,7 @@ from benchmarks.fuzz.worker import serve
 
 LIMIT_SECONDS = 10.0
 """Seconds of the processor that a case may take."""
-_IDLE_SECONDS = 12.0
+_IDLE_SECONDS = 45.0
 _START_SECONDS = 300.0
 
 

@@ -7,9 +7,9 @@ import hashlib
 from pathlib import Path
 
 from gatenorm_export.artifacts import sha256_of
-from gatenorm_export.errors import InputError
-from gatenorm_export.graphs import external_tensors, graph_manifest, load_graph, manifest_file
-from gatenorm_export.records import ExportedGraph, PrunedGraph
+from gatenorm_export.graph_checks import blames_graph
+from gatenorm_export.graphs import external_tensors, graph_manifest, load_graph
+from gatenorm_export.records import PrunedGraph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Network:
     recovered_from: str | None
 
 
+@blames_graph
 def read_network(graph: Path) -> Network:
-    """Digest a graph and its data, count its weights, and follow its manifests to what it was pruned from.
+    """Digest a graph and its data, count its weights, and tell by its manifest what it was pruned from.
 
     Raises:
         InputError: the graph is damaged, or is not the one that its manifest describes.
@@ -55,34 +56,9 @@ def read_network(graph: Path) -> Network:
         weight_bytes=weights,
         float32_bytes=wide,
         n_nodes=sum(1 for _ in ir.traversal.RecursiveGraphIterator(model.graph)),
-        ancestors=_ancestors(record),
+        ancestors=pruned.lineage if pruned is not None else (() if record is not None else None),
         n_layers=pruned.n_layers if pruned is not None else (model_spec.n_layers if model_spec is not None else None),
         dropped=pruned.dropped if pruned is not None else (() if record is not None else None),
         model_digest=model_spec.digest if model_spec is not None else None,
         recovered_from=pruned.recovered_from if pruned is not None else None,
     )
-
-
-def _ancestors(record: ExportedGraph | PrunedGraph | None) -> tuple[str, ...] | None:
-    """The nearest first; where a parent's manifest is gone or tells of another graph, the line ends there."""
-    if record is None:
-        return None
-    found: list[str] = []
-    while isinstance(record, PrunedGraph):
-        digest = record.parent_sha256
-        if digest in found:
-            break
-        found.append(digest)
-        record = _parent(Path(record.parent_path), digest)
-    return tuple(found)
-
-
-def _parent(graph: Path, digest: str) -> ExportedGraph | PrunedGraph | None:
-    for kind in (PrunedGraph, ExportedGraph):
-        try:
-            record: ExportedGraph | PrunedGraph = kind.load(manifest_file(graph))
-        except InputError:
-            continue
-        if any(file.name == graph.name and file.sha256 == digest for file in record.files):
-            return record
-    return None

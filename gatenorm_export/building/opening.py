@@ -9,6 +9,7 @@ from gatenorm_export.building.flavours import find_flavour
 from gatenorm_export.building.gpus import Gpu, find_gpu
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.records import EngineArtifact
+from gatenorm_export.small_files import inside
 
 PORTABLE = ("8.0", "8.6", "8.9", "12.0+")
 """What TensorRT-RTX builds for unless told otherwise, by its documentation: these compute capabilities and newer."""
@@ -36,7 +37,7 @@ def read_engine(path: Path) -> EngineArtifact:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such engine; gatenorm build makes one")
-    beside = record_file(path)
+    beside = inside(path.parent, record_file(path).name)
     if not beside.is_file():
         raise InputError(
             f"{path}: has no record {beside.name} beside it, and looks like {_looks_like(path)}; gatenorm build writes "

@@ -18,6 +18,7 @@ from gatenorm_export.calibrating.pieces import Piece
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.graphs import load_graph
+from gatenorm_export.shape_inference import check_shapes
 from graph_passes import (
     Block,
     CutRefused,
@@ -71,6 +72,7 @@ class StreamModel:
 
         self.graph = graph
         self._model = load_graph(graph)
+        check_shapes(graph)
         InlineAttentionFunctions()(self._model)
         UnfuseSkipNorms()(self._model)
         ShapeInferencePass(check_type=False, strict_mode=False)(self._model)

@@ -21,6 +21,8 @@ from gatenorm_export.checkpoints.onnx_heads import Heads, Untraced, trace_heads
 from gatenorm_export.checkpoints.onnx_projections import Projection
 from gatenorm_export.checkpoints.tensors import StoredTensor, TensorInfo
 from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.graph_checks import blames_graph, whose_fault
+from gatenorm_export.shape_inference import check_shapes
 from gatenorm_export.silence import silenced
 
 if TYPE_CHECKING:
@@ -86,7 +88,8 @@ class OnnxSource:
         if chain is None:
             raise InputError(f"{self._graph}: tensor {name} is missing")
         state = xxhash.xxh3_128()
-        values = self._compute(chain, f"{self._graph}: tensor {name}", state)
+        with whose_fault(self._graph):
+            values = self._compute(chain, f"{self._graph}: tensor {name}", state)
         return StoredTensor(values, state.hexdigest())
 
     def close(self) -> None:
@@ -149,12 +152,14 @@ def _nbytes(projection: Projection) -> int:
     return total
 
 
+@blames_graph
 def _towers(graph: Path, chains: dict[str, _Chain]) -> list[dict[str, Any]]:
     """Fill ``chains``, and describe each stack of attention sublayers."""
     from gatenorm_export.graphs import load_graph
 
     with silenced():
         model = load_graph(graph)
+        check_shapes(graph)
     from onnx_ir.passes.common import ShapeInferencePass
 
     from graph_passes import Dataflow, InlineAttentionFunctions, find_attention

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gatenorm_export.artifacts import sha256_of, staged_folder
 from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.graph_checks import blames_graph
 from gatenorm_export.graphs import GRAPH_NAME, load_graph
 from gatenorm_export.precision.flavour_operators import OPERATORS
 from gatenorm_export.precision.graph_changes import Changed, change_graph, emulated, precision_of
@@ -16,6 +17,7 @@ from gatenorm_export.precision.store import store_graph
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import ConversionCheck, Precision, PreparedGraph
 from gatenorm_export.records.graph import GraphFile
+from gatenorm_export.shape_inference import check_shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,6 +28,7 @@ _PLAIN = "both graphs operator by operator, in their own precision"
 _ROUNDED = "the source in float32; the prepared graph with the result of every node rounded to {}, sums in float32"
 
 
+@blames_graph
 def graph_precision(graph: Path) -> Precision:
     """The floating-point precision that a graph is in: that of most of its weights.
 
@@ -36,6 +39,7 @@ def graph_precision(graph: Path) -> Precision:
     return precision_of(load_graph(graph), graph)
 
 
+@blames_graph
 def prepare_graph(
     graph: Path,
     output: Path,
@@ -66,7 +70,9 @@ def prepare_graph(
     if flavour not in OPERATORS:
         raise InputError(f"no flavour {flavour}; there are: {', '.join(sorted(OPERATORS))}")
     with progress.task(f"prepare {graph.name} for {flavour} in {precision}"):
-        changed = change_graph(load_graph(graph), graph, flavour=flavour, precision=precision)
+        model = load_graph(graph)
+        check_shapes(graph)
+        changed = change_graph(model, graph, flavour=flavour, precision=precision)
     digest, source = sha256_of(graph), str(graph.resolve())
     if changed.conversion is None and not changed.lowered:
         return PreparedGraph(

@@ -107,7 +107,8 @@ class PrunedGraph(Record):
     """An ONNX graph with attention sublayers taken out, and how it relates to its parent.
 
     ``files`` were written with the graph; ``shared`` are the source's data files that the graph points into.
-    ``repair`` says what stands in for the removed attention, where something does. ``recovered_from`` is the digest of
+    ``ancestors`` are the digests of the graphs that it was pruned from, the nearest first; None in files of versions
+    that did not keep them. ``repair`` says what stands in for the removed attention, where something does. ``recovered_from`` is the digest of
     the checkpoint that was fine-tuned into ``model``; the graph's parent, with all its attention, was not kept then.
     """
 
@@ -119,6 +120,7 @@ class PrunedGraph(Record):
     shared: tuple[GraphFile, ...] = ()
     parent_sha256: str
     parent_path: str
+    ancestors: tuple[str, ...] | None = None
     model: ModelSpec | None
     plan_sha256: str | None
     n_layers: int
@@ -133,3 +135,8 @@ class PrunedGraph(Record):
     after: GraphFacts
     repair: RepairRecord | None = None
     recovered_from: str | None = None
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The graphs that it was pruned from, as far as the record tells, the nearest first."""
+        return self.ancestors or (self.parent_sha256,)

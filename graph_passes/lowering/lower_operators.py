@@ -112,10 +112,8 @@ class LowerOperators(ir.passes.FunctionalPass):
             if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
                 raise LoweringRefused(f"output {value.name} is computed by no node")
         if not any(self._takes(node) is not None for node in _every_node(model) if not _is_call(model, node)):
-            return ir.passes.PassResult(model.clone(), modified=False)
-        copy = model.clone()
-        if copy.functions:
-            InlinePass()(copy)
+            return ir.passes.PassResult(_inlined(model), modified=False)
+        copy = _inlined(model)
         for graph in copy.graphs():
             graph.sort()
         set_element_types(copy)
@@ -138,7 +136,7 @@ class LowerOperators(ir.passes.FunctionalPass):
             PostconditionError: something is.
         """
         for node in _every_node(model):
-            if self._takes(node) is not None:
+            if not _is_call(model, node) and self._takes(node) is not None:
                 raise ir.passes.PostconditionError(f"{node_name(node)}: {self._takes(node)}")
 
     def _part_biases(self, model: ir.Model) -> None:
@@ -184,6 +182,14 @@ class LowerOperators(ir.passes.FunctionalPass):
             ) from error
         self.counts[operator_name(node), into] += 1
         _replace(tape, results)
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    """A copy whose nodes are all operators: what converts it next knows no functions."""
+    copy = model.clone()
+    if copy.functions:
+        InlinePass()(copy)
+    return copy
 
 
 def lower_operators(model: ir.Model, takes: Takes, *, int4: bool = False) -> Lowered:

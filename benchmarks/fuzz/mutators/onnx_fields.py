@@ -37,6 +37,8 @@ def mutate_onnx(rng: random.Random, data: bytes) -> tuple[bytes, str]:
     changes = [_field] * 6 + [_outside, _outside, _names, _names, _metadata, _tensor, _tensor, _bomb, _attribute]
     done = []
     for _ in range(rng.choice((1, 1, 1, 2))):
+        if not model.graph.node or not model.graph.initializer:
+            break
         done.append(rng.choice(changes)(rng, model))
     return model.SerializeToString(), ", ".join(done)
 
