@@ -125,3 +125,35 @@ def test_plotted_scores_and_report_are_self_contained(folder: Path) -> None:
     assert "<svg" in page
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
     assert (folder / "out" / "scores.svg").read_text().startswith("<svg")
+
+
+def test_triton_serves_the_bundle_token_for_token(folder: Path) -> None:
+    """The model repository of pruned SmolLM2 on a real server: HTTP and gRPC, streams, clients side by side."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tokenizers import Tokenizer
+    from triton_cases import ask, ask_stream, direct, generating_repository, grpc_stream
+
+    from benchmarks.triton.server import serving
+
+    bundle, new = folder / "bundle", 16
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    texts = ["The harbour master kept two clocks", "The capital of France is", "Zwei Käse, 日本 und 🎉🎉"]
+    tokens = [direct(bundle, tokenizer.encode(text).ids, new) for text in texts]
+    # The server in the wheel has no backend for the stepped model.
+    name, models = generating_repository(folder / "models", folder / "served")
+    with serving(models, folder / "triton") as server:
+
+        def over_http(text: str) -> list[int]:
+            return ask(server.http, "generate", {"text_input": text, "max_tokens": new}, model=name)[1]["output_ids"]
+
+        def over_grpc(text: str) -> list[int]:
+            with grpc_stream(server.grpc, model=name, text_input=text, max_tokens=new, stream=True) as stream:
+                return stream.rest()[0]
+
+        with ThreadPoolExecutor(6) as pool:
+            found = [pool.submit(way, text) for text in texts for way in (over_http, over_grpc)]
+            assert [future.result() for future in found] == [expected for expected in tokens for _ in range(2)]
+        for text, expected in zip(texts, tokens, strict=True):
+            events = ask_stream(server.http, {"text_input": text, "max_tokens": new}, model=name)
+            assert "".join(event["text_output"] for event in events) == tokenizer.decode(expected)

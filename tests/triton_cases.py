@@ -16,8 +16,10 @@ import numpy as np
 from model_zoo import row
 
 from gatenorm_export.bundling import BundleRequest, make_bundle
+from gatenorm_export.deploying.triton import RECORD_NAME
 from gatenorm_export.exporting import export_model
 from gatenorm_export.pruning import prune_graph
+from gatenorm_export.records import TritonRepository
 from gatenorm_export.sources import resolve_model
 
 MODEL = "tiny"
@@ -156,3 +158,12 @@ def processor_ticks(process: int) -> int:
     """The processor time that a process has used."""
     fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
     return int(fields[11]) + int(fields[12])
+
+
+def generating_repository(repository: Path, folder: Path) -> tuple[str, Path]:
+    """The generating model of a repository alone, linked into ``folder``, and its name."""
+    record = TritonRepository.load(repository / RECORD_NAME)
+    (name,) = (model.name for model in record.models if model.backend == "python")
+    folder.mkdir()
+    (folder / name).symlink_to(repository / name, target_is_directory=True)
+    return name, folder
