@@ -17,9 +17,10 @@ from model_zoo import row
 from gatenorm_export.errors import MissingPartError, RefusedError
 from gatenorm_export.scoring import ScoreRequest, gate_norm, score_model, stream
 from gatenorm_export.scoring.devices import Device, pick_device, product_score
+from gatenorm_export.scoring.looking import NotFinite, Step
 from gatenorm_export.scoring.pairing import in_pairs
 from gatenorm_export.scoring.rows import Rows
-from gatenorm_export.scoring.stream import NotFinite, score_layers
+from gatenorm_export.scoring.stream import score_layers
 from gatenorm_export.scoring.weights import TowerWeights
 from gatenorm_export.sources import resolve_model
 
@@ -59,13 +60,9 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny layers take the paths of large ones, with sketches as small as they are."""
     # The package's attribute of that name is the function.
     monkeypatch.setattr(sys.modules["gatenorm_export.scoring.gate_norm"], "_FLOAT64_UP_TO_FLOPS", 0)
-    monkeypatch.setattr(stream, "_sketch_flops", lambda step, rows, width: 0.0)
-    steps = [
-        stream._Step("sketch", columns=64, leads=16),
-        stream._Step("refined sketch", columns=64, rank=16),
-        *stream._EXACT,
-    ]
-    monkeypatch.setattr(stream, "_STEPS", tuple(steps))
+    monkeypatch.setattr(Step, "flops", lambda step, rows, width: 0.0)
+    steps = Step("sketch", columns=64), Step("refined sketch", rank=16), Step("finest sketch", columns=64, rank=32)
+    monkeypatch.setattr(stream, "SKETCHES", steps)
 
 
 @pytest.mark.usefixtures("everything_is_large")

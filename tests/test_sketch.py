@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatenorm_export.scoring import gate_norm
+from gatenorm_export.scoring import factors, gate_norm
+from gatenorm_export.scoring.bfloat16_products import BFLOAT16, bfloat16_products
 from gatenorm_export.scoring.certify import Interval, certainty, most_urgent, undecided
 from gatenorm_export.scoring.gate_norm import _compute, exact_score
-from gatenorm_export.scoring.sketch import BlockSigns, sketch
+from gatenorm_export.scoring.signs import BlockSigns
+from gatenorm_export.scoring.sketch import Estimate, Layer, estimate, sketched
 
 WIDTH = 192
 
@@ -37,67 +39,59 @@ def with_spectrum(values: np.ndarray, rng: np.random.Generator, *, aligned: bool
     return (inner @ left.T).astype(np.float32), (inner @ right.T).astype(np.float32)
 
 
-@pytest.mark.parametrize("aligned", [False, True], ids=["turned", "along the axes"])
-@pytest.mark.parametrize("rank", [0, 8])
-@pytest.mark.parametrize("name", SPECTRA)
-def test_the_interval_holds_the_exact_score(name: str, rank: int, aligned: bool) -> None:
-    query, key = with_spectrum(SPECTRA[name], np.random.default_rng(1), aligned=aligned)
-    exact = gate_norm(query, key, head_dim=16)
-    estimates = []
-    for seed in range(150):
-        found = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng(seed), rank=rank)
-        assert found.low <= exact <= found.high
-        estimates.append(found.score**2)
-    spread = np.std(estimates) / np.sqrt(len(estimates))
-    # Unbiased: the mean lies within five standard errors of the truth, and what float32 rounds.
-    assert np.mean(estimates) == pytest.approx(exact**2, abs=5 * spread + 1e-5 * exact**2)
+@pytest.fixture(params=["numpy", "oneDNN"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """bfloat16 weights are multiplied by numpy, or by the CPU's own units."""
+    if request.param == "numpy":
+        monkeypatch.setattr(factors, "bfloat16_products", lambda: None)
+    elif bfloat16_products() is None:
+        pytest.skip("no oneDNN, or a CPU without products of bfloat16")
+    return str(request.param)
+
+
+def sketch(query: np.ndarray, key: np.ndarray, *, columns: int, seed: int, rank: int = 0) -> Estimate:
+    layer = Layer.of(query, key, 16)
+    return estimate(layer, sketched(layer, columns=columns, seed=(seed,)), rank=rank)
 
 
 @pytest.mark.parametrize("aligned", [False, True], ids=["turned", "along the axes"])
 @pytest.mark.parametrize("name", SPECTRA)
-def test_the_interval_holds_where_directions_come_from_the_sketch_before(name: str, aligned: bool) -> None:
-    query, key = with_spectrum(SPECTRA[name], np.random.default_rng(11), aligned=aligned)
-    exact = gate_norm(query, key, head_dim=16)
-    estimates = []
+def test_the_interval_holds_the_exact_score(name: str, aligned: bool, arithmetic: str) -> None:
+    pair = with_spectrum(SPECTRA[name], np.random.default_rng(1), aligned=aligned)
+    query, key = (weights.astype(BFLOAT16) for weights in pair)
+    exact = gate_norm(query.astype(np.float64), key.astype(np.float64), head_dim=16)
+    layer = Layer.of(query, key, 16)
+    assert ("oneDNN" in layer.b.arithmetic) == (arithmetic == "oneDNN")
+    estimates: dict[int, list[float]] = {0: [], 8: []}
     for seed in range(100):
-        first = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng((seed, 0)), leads=8)
-        rng = np.random.default_rng((seed, 1))
-        second = sketch(query, key, head_dim=16, columns=96, rng=rng, rank=8, hint=first.leads, leads=16)
-        rng = np.random.default_rng((seed, 2))
-        third = sketch(query, key, head_dim=16, columns=112, rng=rng, rank=16, hint=second.leads)
-        for found in (first, second, third):
+        once = sketched(layer, columns=96, seed=(seed,))
+        for rank, squares in estimates.items():
+            found = estimate(layer, once, rank=rank)
             assert found.low <= exact <= found.high
-        estimates.append(second.score**2)
-    spread = np.std(estimates) / np.sqrt(len(estimates))
-    assert np.mean(estimates) == pytest.approx(exact**2, abs=5 * spread + 1e-5 * exact**2)
+            squares.append(found.score**2)
+    for squares in estimates.values():
+        spread = np.std(squares) / np.sqrt(len(squares))
+        # Unbiased: the mean lies within five standard errors of the truth, and what float32 rounds.
+        assert np.mean(squares) == pytest.approx(exact**2, abs=5 * spread + 1e-5 * exact**2)
 
 
-def test_directions_from_the_sketch_before_are_the_better_ones() -> None:
-    query, key = with_spectrum(SPECTRA["slow power law"], np.random.default_rng(12), aligned=False)
-
-    def width(hint: np.ndarray | None) -> float:
-        found = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng(0), rank=16, hint=hint)
-        return found.high - found.low
-
-    first = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng(1), leads=16)
-    assert first.leads is not None
-    assert first.leads.shape == (WIDTH, 16)
-    assert width(first.leads) < 0.9 * width(None)
-
-
-@pytest.mark.parametrize("hint", [np.zeros((WIDTH, 4)), np.ones((WIDTH, 4)), np.full((WIDTH, 4), np.nan)])
-def test_a_hint_that_leads_nowhere_does_no_harm(hint: np.ndarray) -> None:
-    query, key = with_spectrum(SPECTRA["flat"], np.random.default_rng(13), aligned=False)
-    found = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng(0), rank=4, hint=hint)
-    assert found.low <= gate_norm(query, key, head_dim=16) <= found.high < 2 * found.low
+def test_both_arithmetics_see_the_same_signs_and_directions() -> None:
+    if bfloat16_products() is None:
+        pytest.skip("no oneDNN, or a CPU without products of bfloat16")
+    pair = with_spectrum(SPECTRA["slow power law"], np.random.default_rng(12), aligned=False)
+    stored = [weights.astype(BFLOAT16) for weights in pair]
+    for rank in (0, 16):
+        fast = sketch(*stored, columns=96, seed=3, rank=rank)
+        plain = sketch(*(weights.astype(np.float32) for weights in stored), columns=96, seed=3, rank=rank)
+        assert (fast.low, fast.score, fast.high) == pytest.approx((plain.low, plain.score, plain.high), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["flat", "slow power law", "two levels"])
 def test_the_interval_is_worth_something(name: str) -> None:
     """An interval from nothing to infinity would hold every score."""
     query, key = with_spectrum(SPECTRA[name], np.random.default_rng(2), aligned=False)
-    plain = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng(0))
-    refined = sketch(query, key, head_dim=16, columns=96, rng=np.random.default_rng(0), rank=24)
+    plain = sketch(query, key, columns=96, seed=0)
+    refined = sketch(query, key, columns=96, seed=0, rank=24)
     assert (refined.high - refined.low) / refined.score < 0.3
     if name != "two levels":
         assert (plain.high - plain.low) / plain.score < 0.6
@@ -105,8 +99,8 @@ def test_the_interval_is_worth_something(name: str) -> None:
 
 def test_taking_directions_exactly_narrows_a_steep_spectrum() -> None:
     query, key = with_spectrum(SPECTRA["power law"], np.random.default_rng(3), aligned=False)
-    plain = sketch(query, key, head_dim=16, columns=128, rng=np.random.default_rng(0))
-    refined = sketch(query, key, head_dim=16, columns=128, rng=np.random.default_rng(0), rank=16)
+    plain = sketch(query, key, columns=128, seed=0)
+    refined = sketch(query, key, columns=128, seed=0, rank=16)
     assert refined.high - refined.low < (plain.high - plain.low) / 5
 
 
@@ -117,25 +111,27 @@ def test_random_spectra_lie_in_their_intervals(seed: int, fall: float, spikes: i
     values = np.arange(1, WIDTH + 1) ** -fall * rng.lognormal(0, 1, WIDTH)
     values[:spikes] *= rng.uniform(1, 100, spikes)
     query, key = with_spectrum(values, rng, aligned=bool(seed % 2))
-    found = sketch(query, key, head_dim=16, columns=64, rng=rng, rank=rank)
+    found = sketch(query, key, columns=64, seed=seed, rank=rank)
     assert found.low <= gate_norm(query, key, head_dim=16) <= found.high
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("rank", [0, 8])
-def test_grouped_queries_are_summed_before_they_are_projected(rank: int) -> None:
+def test_grouped_queries_are_summed(rank: int) -> None:
+    """Before they are projected, or behind it: products are linear."""
     rng = np.random.default_rng(4)
-    query, key = rng.normal(size=(256, 160)).astype(np.float32), rng.normal(size=(64, 160)).astype(np.float32)
-    exact = gate_norm(query, key, head_dim=16)
-    estimates = [
-        sketch(query, key, head_dim=16, columns=64, rng=np.random.default_rng(seed), rank=rank).score
-        for seed in range(60)
-    ]
+    query, key = rng.normal(size=(256, 160)).astype(BFLOAT16), rng.normal(size=(64, 160)).astype(BFLOAT16)
+    exact = gate_norm(query.astype(np.float64), key.astype(np.float64), head_dim=16)
+    estimates = [sketch(query, key, columns=64, seed=seed, rank=rank).score for seed in range(60)]
     assert np.mean(estimates) == pytest.approx(exact, rel=0.02)
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_a_seed_is_a_result() -> None:
-    query, key = with_spectrum(SPECTRA["flat"], np.random.default_rng(5), aligned=False)
-    runs = [sketch(query, key, head_dim=16, columns=64, rng=np.random.default_rng(seed)) for seed in (7, 7, 8)]
+    query, key = (
+        weights.astype(BFLOAT16) for weights in with_spectrum(SPECTRA["flat"], np.random.default_rng(5), aligned=False)
+    )
+    runs = [sketch(query, key, columns=64, seed=seed, rank=8) for seed in (7, 7, 8)]
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -153,25 +149,26 @@ def test_projections_keep_norms_on_average(width: int) -> None:
     assert total / 400 == pytest.approx(rows.astype(np.float64) @ rows.T, abs=0.12 * width)
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("rank", [0, 8])
 def test_a_bad_weight_shows_in_the_estimate(bad: float, rank: int) -> None:
-    query, key = with_spectrum(SPECTRA["flat"], np.random.default_rng(6), aligned=False)
+    pair = with_spectrum(SPECTRA["flat"], np.random.default_rng(6), aligned=False)
+    query, key = (weights.astype(BFLOAT16) for weights in pair)
     key[17, 33] = bad
     with np.errstate(invalid="ignore"):
-        assert not np.isfinite(
-            sketch(query, key, head_dim=16, columns=64, rng=np.random.default_rng(0), rank=rank).score
-        )
+        assert not np.isfinite(sketch(query, key, columns=64, seed=0, rank=rank).score)
 
 
+@pytest.mark.parametrize("stored", [np.float32, BFLOAT16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(64, 64, 96), (64, 16, 96), (96, 96, 64), (96, 32, 96)])
-def test_float32_keeps_within_its_bound(shape: tuple[int, int, int]) -> None:
+def test_float32_keeps_within_its_bound(shape: tuple[int, int, int], stored: type) -> None:
     """The bound on rounding holds, and is not so loose that it says nothing."""
     rows, key_rows, width = shape
     rng = np.random.default_rng(7)
     query, key = (
-        rng.normal(size=(rows, width)).astype(np.float32),
-        rng.normal(size=(key_rows, width)).astype(np.float32),
+        rng.normal(size=(rows, width)).astype(stored),
+        rng.normal(size=(key_rows, width)).astype(stored),
     )
     exact = exact_score(query, key, head_dim=16)
     found = _compute(query, key, 16, np.float32)

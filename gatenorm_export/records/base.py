@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1
 TOOLS = (
     "gatenorm",
     "numpy",
+    "onednn-cpu-gomp",
     "torch",
     "transformers",
     "peft",
@@ -58,7 +59,7 @@ class Part(BaseModel):
 
 
 class Convention(Part):
-    """How a score was computed where the paper leaves a choice; see the README's section on scores."""
+    """How a score was computed where the paper leaves a choice; see docs/scoring.md."""
 
     variant: Literal["all-heads", "per-head"] = "all-heads"
     formula: str = "||Wq Wk^T||_F over all heads together (arXiv 2512.20636)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from gatenorm_export.scoring.bfloat16_products import BFLOAT16, Bfloat16Products, Multiply, bfloat16_products
+from gatenorm_export.scoring.pairing import blas_threads
 from gatenorm_export.scoring.rows import Matrix
 
 Variant = Literal["all-heads", "per-head"]
@@ -130,12 +133,17 @@ def _compute(query: np.ndarray, key: np.ndarray, head_dim: int, dtype: type[np.f
     unit = UNIT_FLOAT32 if dtype is np.float32 else UNIT_FLOAT64
     terms = min(_TERMS, max(rows, width)) if dtype is np.float32 else max(rows, width)
     summed: np.ndarray = query if group == 1 else group_sum(query, rows, head_dim, dtype)
-    if rows < width:
+    tiled = rows >= width
+    as_stored = tiled and dtype is np.float32 and summed.dtype == key.dtype == BFLOAT16
+    products = bfloat16_products() if as_stored else None
+    if not tiled:
         squared, error = _gram(summed, key, dtype, _gamma(terms, unit))
         # A squared norm off by the share x is a norm off by x / 2, and a little more for large x.
         rounding = error / 2 + error * error
     else:
-        squared, norms = _tiles(summed, key, dtype)
+        # Threads of numpy's that wait for more would take the cores from those that multiply.
+        with contextlib.nullcontext() if products is None else blas_threads(1):
+            squared, norms = _tiles(summed, key, dtype, products)
         rounding = _gamma(terms, unit) * norms
     score = math.sqrt(squared) if squared > 0 else squared
     if group > 1 and score > 0 and np.isfinite(score):
@@ -143,17 +151,17 @@ def _compute(query: np.ndarray, key: np.ndarray, head_dim: int, dtype: type[np.f
         lost = _gamma(group - 1, unit) * math.sqrt(group) * _frobenius(query) * _frobenius(key)
         rounding += lost / score
     name = "float64" if dtype is np.float64 else f"float32 in sums of {terms}, added up in float64"
-    return Exact(score, rounding, name)
+    return Exact(score, rounding, f"{name}, with {products.words}" if products else name)
 
 
 def _gamma(terms: int, unit: float) -> float:
     return terms * unit / (1 - terms * unit)
 
 
-def _frobenius(array: np.ndarray) -> float:
+def _frobenius(array: np.ndarray, dtype: type[np.floating] = np.float32) -> float:
     total = 0.0
     for start in range(0, len(array), _ROWS_AT_A_TIME):
-        block = array[start : start + _ROWS_AT_A_TIME].astype(np.float32).ravel()
+        block = array[start : start + _ROWS_AT_A_TIME].astype(dtype).ravel()
         total += float(np.vdot(block, block))
     return math.sqrt(total)
 
@@ -182,26 +190,36 @@ def _gram(a: np.ndarray, b: np.ndarray, dtype: type[np.floating], gamma: float) 
     return squared, 1.001 * gamma * off / squared if squared > 0 else 0.0
 
 
-def _tiles(a: np.ndarray, b: np.ndarray, dtype: type[np.floating]) -> tuple[float, float]:
+def _tiles(
+    a: np.ndarray, b: np.ndarray, dtype: type[np.floating], products: Bfloat16Products | None
+) -> tuple[float, float]:
     """||a^T b||_F^2, and |a|_F |b|_F / ||a^T b||_F: gamma times that bounds the relative error of the norm."""
     squared = squares_a = squares_b = 0.0
-    rows, width = a.shape
+    width = a.shape[1]
+    multiply = np.matmul if products is None else products.multiply
+    stored = dtype if products is None else BFLOAT16
     for right in range(0, width, _TILE):
-        b_tile = b[:, right : right + _TILE].astype(dtype)
-        squares_b += float(np.vdot(b_tile, b_tile))
+        b_tile = b[:, right : right + _TILE].astype(stored)
+        squares_b += _frobenius(b_tile, dtype) ** 2
         for left in range(0, width, _TILE):
-            a_tile = a[:, left : left + _TILE].astype(dtype)
+            a_tile = a[:, left : left + _TILE].astype(stored)
             if right == 0:
-                squares_a += float(np.vdot(a_tile, a_tile))
-            if dtype is np.float64:
-                total = a_tile.T @ b_tile
-            else:
-                total = np.zeros((a_tile.shape[1], b_tile.shape[1]))
-                for start in range(0, rows, _TERMS):
-                    total += a_tile[start : start + _TERMS].T @ b_tile[start : start + _TERMS]
+                squares_a += _frobenius(a_tile, dtype) ** 2
+            total = _tile_product(a_tile, b_tile, dtype, multiply)
             squared += float(np.vdot(total, total))
     norms = 1.001 * math.sqrt(squares_a) * math.sqrt(squares_b) / math.sqrt(squared) if squared > 0 else 0.0
     return squared, norms
+
+
+def _tile_product(a: np.ndarray, b: np.ndarray, dtype: type[np.floating], multiply: Multiply) -> np.ndarray:
+    """a^T b in float64, in sums of so many terms as float32 may add up."""
+    if dtype is np.float64:
+        return np.asarray(a.T @ b)
+    total, part = np.zeros((a.shape[1], b.shape[1])), np.empty((a.shape[1], b.shape[1]), np.float32)
+    for start in range(0, len(a), _TERMS):
+        multiply(a[start : start + _TERMS].T, b[start : start + _TERMS], part)
+        total += part
+    return total
 
 
 def _per_head(query: np.ndarray, key: np.ndarray, head_dim: int) -> Exact:

@@ -22,9 +22,10 @@ from gatenorm_export.records import (
 )
 from gatenorm_export.scoring.certify import Certainty
 from gatenorm_export.scoring.gate_norm import Variant
+from gatenorm_export.scoring.looking import NotFinite
 from gatenorm_export.scoring.norms import folded, gain, ranking_shift, require_norms
 from gatenorm_export.scoring.rows import Rows
-from gatenorm_export.scoring.stream import NotFinite, Scored, Scoring, score_layers
+from gatenorm_export.scoring.stream import Scored, Scoring, score_layers
 from gatenorm_export.scoring.trend import depth_trend
 from gatenorm_export.scoring.weights import TowerWeights, open_towers, query_key_digest
 

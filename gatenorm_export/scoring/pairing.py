@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from gatenorm_export.scoring.bfloat16_products import limit_threads
 from gatenorm_export.scoring.rows import Rows
 
 Result = TypeVar("Result")
@@ -59,7 +60,9 @@ def in_pairs(
             yield streamed.layer, one(streamed)
         return
     waiting: deque[tuple[int, Future[Result]]] = deque()
-    with blas_threads(max(1, (os.cpu_count() or 1) // _WORKERS)), ThreadPoolExecutor(_WORKERS, "layers") as pool:
+    threads = max(1, (os.cpu_count() or 1) // _WORKERS)
+    workers = ThreadPoolExecutor(_WORKERS, "layers", initializer=limit_threads, initargs=(threads,))
+    with blas_threads(threads), workers as pool:
         try:
             for streamed in layers:
                 waiting.append((streamed.layer, pool.submit(one, streamed)))

@@ -7,6 +7,9 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
+ROWS_AT_A_TIME = 32
+"""Rows that are digested, or converted to float32, at once: they stay in cache."""
+
 
 class Matrix(Protocol):
     """What a sketch needs of weights: an array, or :class:`Rows`."""

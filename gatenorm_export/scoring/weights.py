@@ -25,8 +25,7 @@ from gatenorm_export.checkpoints.ranges import read_json
 from gatenorm_export.checkpoints.safetensors_file import SafetensorsSource
 from gatenorm_export.errors import InputError
 from gatenorm_export.records import ModelSpec, TowerSpec
-from gatenorm_export.scoring.rows import Rows
-from gatenorm_export.scoring.sketch import ROWS_AT_A_TIME
+from gatenorm_export.scoring.rows import ROWS_AT_A_TIME, Rows
 
 _STREAMED_DTYPES = ("BF16", "F16", "F32")
 

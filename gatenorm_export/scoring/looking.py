@@ -1,0 +1,170 @@
+"""One look at one layer: a sketch as sharp as its turn, or the exact formula."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gatenorm_export.scoring.devices import Device, device_score
+from gatenorm_export.scoring.gate_norm import (
+    Variant,
+    check_shapes,
+    exact_flops,
+    exact_score,
+    in_float32_range,
+    is_large,
+)
+from gatenorm_export.scoring.pairing import StreamedLayer
+from gatenorm_export.scoring.rows import Matrix
+from gatenorm_export.scoring.signs import SIGNS_PER_ROW
+from gatenorm_export.scoring.sketch import Layer, Sketch, estimate, sketched
+
+
+class NotFinite(ValueError):
+    """A layer's weights hold NaN or infinity, or their product leaves float64."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__(f"the score of layer {layer} is not finite")
+        self.layer = layer
+
+
+@dataclass(frozen=True)
+class Step:
+    """One way to score a layer. A sketch has ``columns`` of its own, or is the one before made sharper by ``rank``
+    directions; without either a score is exact."""
+
+    name: str
+    columns: int = 0
+    rank: int = 0
+    float64: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is drawn. Then one layer at a time is as fast as two and takes less memory: large products
+        use all cores."""
+        return not self.columns and not self.rank
+
+    def columns_for(self, query_rows: int, rows: int, width: int) -> int:
+        """Columns of a sketch of a layer of that shape: with more of them, more than a fifth of the time, or half of it
+        where directions are taken too, would go into the product of both projections."""
+        share = 80 if self.rank else 20
+        return min(self.columns, math.isqrt(share * query_rows * width // rows))
+
+    def flops(self, rows: int, width: int) -> float:
+        """Operations of a sketch of a layer whose key weights are [rows, width]."""
+        signs = 2 * SIGNS_PER_ROW if self.columns else 0
+        return 2.0 * rows * (width * (signs + 7 * self.rank) + self.columns**2)
+
+
+EXACT = (Step("exact"), Step("exact in float64", float64=True))
+# A layer skips the sketches that would cost it half of being exact.
+SKETCHES = (
+    Step("sketch", columns=512),
+    Step("refined sketch", rank=48),
+    Step("finest sketch", columns=1024, rank=96),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a layer. An exact score's interval is its rounding; ``final`` is as sharp as it gets.
+
+    ``step`` counts the ways to score, ``name`` says which one that was, ``arithmetic`` what multiplied.
+    """
+
+    score: float
+    low: float
+    high: float
+    step: int
+    name: str
+    arithmetic: str
+    exact: bool = False
+    final: bool = False
+    sketch: Sketch | None = None
+
+    def sharpened(self, after: Found) -> Found:
+        """What both know: both intervals hold the score, so what they share does."""
+        if after.exact:
+            return after
+        low, high = max(self.low, after.low), min(self.high, after.high)
+        return replace(after, low=low, high=high, score=min(max(after.score, low), high))
+
+
+@dataclass(frozen=True)
+class Looker:
+    """How the layers of a stack are looked at: ``steps`` one after the other, each in more detail."""
+
+    steps: Sequence[Step]
+    head_dim: int
+    variant: Variant
+    seed: int
+    device: Device | None
+
+    # What overflows is noticed by its score.
+    @np.errstate(over="ignore", invalid="ignore", under="ignore")
+    def look(self, one: StreamedLayer, before: Found | None, reading: threading.Lock) -> Found:
+        """Take the first step beyond ``before`` that makes sense for the layer; ``reading`` is held while it is read.
+
+        Raises:
+            NotFinite: its exact score is not finite.
+            ValueError: its shapes do not fit.
+        """
+        start, sketch = (before.step + 1, before.sketch) if before else (0, None)
+        if self.steps[start].columns and not self.steps[start].rank:
+            with reading:
+                rows = one.rows()
+            guess = self._sketched(one.layer, rows, start) if rows is not None else None
+            for part in rows or ():
+                part.release()
+            if guess is not None:
+                return guess
+        with reading:
+            weights = one.load()
+        while not self.steps[start].exact:
+            guess = self._sketched(one.layer, weights, start, sketch)
+            if guess is not None:
+                return guess
+            start += 1
+        return self._exact(one.layer, weights, start)
+
+    def _sketched(
+        self, layer: int, weights: tuple[Matrix, Matrix], number: int, before: Sketch | None = None
+    ) -> Found | None:
+        """Take a sketch step, or None where the layer is small for it, there is no sketch to make sharper, or figures
+        leave the range of float32."""
+        query, key = weights
+        check_shapes(query, key, self.head_dim)
+        step, (rows, width) = self.steps[number], key.shape
+        if not is_large(query, key) or step.flops(rows, width) * 2 > exact_flops(rows, width):
+            return None
+        if not step.columns and before is None:
+            return None
+        factors = Layer.of(query, key, self.head_dim)
+        if step.columns:
+            columns = step.columns_for(len(query), rows, width)
+            before = sketched(factors, columns=columns, seed=(self.seed, number))
+        sketch = before
+        assert sketch is not None
+        guess = estimate(factors, sketch, rank=step.rank)
+        if not in_float32_range(guess.score, width):
+            return None
+        arithmetic = f"float32 sketches{factors.b.arithmetic and f' with {factors.b.arithmetic}'}"
+        return Found(guess.score, guess.low, guess.high, number, step.name, arithmetic, sketch=sketch)
+
+    def _exact(self, layer: int, weights: tuple[np.ndarray, np.ndarray], number: int) -> Found:
+        query, key = weights
+        check_shapes(query, key, self.head_dim)
+        float64 = self.steps[number].float64
+        if self.device is not None and not float64:
+            one = device_score(self.device, query, key, head_dim=self.head_dim, variant=self.variant)
+        else:
+            one = exact_score(query, key, head_dim=self.head_dim, variant=self.variant, float64=float64)
+        if not math.isfinite(one.score):
+            raise NotFinite(layer)
+        low, high = one.score * (1 - one.rounding), one.score * (1 + one.rounding)
+        final = one.arithmetic == "float64"
+        return Found(one.score, low, high, number, one.arithmetic, one.arithmetic, exact=True, final=final)
