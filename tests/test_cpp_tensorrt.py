@@ -205,7 +205,7 @@ def _half_caches(manifest: dict[str, Any]) -> None:
         (_engine(flavour="tensorrt-rtx"), 3, "has no engine of tensorrt; it has engines/toy.engine (tensorrt-rtx"),
         (_other_bound, 3, "its profile 1 has other bounds for input_ids than the manifest"),
         (_one_profile, 3, "has 2 optimisation profiles, and 1 by the manifest"),
-        (_no_bound, 3, "profile prefill has no bounds that fit input past_1_value"),
+        (_no_bound, 3, "profile prefill has no bounds for one sequence of input past_1_value"),
         (_half_caches, 3, "in the file, and float16 by the manifest"),
         (lambda manifest: manifest["decoding"]["caches"].pop(), 3, "does not say what input past_1_value is for"),
     ],

@@ -7,25 +7,23 @@ endif()
 
 set(GATENORM_RUNTIMES "")
 
-# Make a program of `name`, if every variable behind it is set: a header folder first, then libraries.
-macro(gatenorm_runtime name)
-  set(GATENORM_PARTS "${ARGN}")
-  set(GATENORM_FOUND TRUE)
-  foreach(part IN LISTS GATENORM_PARTS)
+# gatenorm_runtime(NAME HEADERS variable... LIBRARIES variable...): a target, if all of these variables are set.
+function(gatenorm_runtime name)
+  cmake_parse_arguments(PART "" "" "HEADERS;LIBRARIES" ${ARGN})
+  foreach(part IN LISTS PART_HEADERS PART_LIBRARIES)
     if(NOT ${part})
-      set(GATENORM_FOUND FALSE)
+      return()
     endif()
   endforeach()
-  if(GATENORM_FOUND)
-    list(POP_FRONT GATENORM_PARTS headers)
-    add_library(gatenorm_${name} INTERFACE)
-    target_include_directories(gatenorm_${name} SYSTEM INTERFACE "${${headers}}")
-    foreach(part IN LISTS GATENORM_PARTS)
-      target_link_libraries(gatenorm_${name} INTERFACE "${${part}}")
-    endforeach()
-    list(APPEND GATENORM_RUNTIMES ${name})
-  endif()
-endmacro()
+  add_library(gatenorm_${name} INTERFACE)
+  foreach(part IN LISTS PART_HEADERS)
+    target_include_directories(gatenorm_${name} SYSTEM INTERFACE "${${part}}")
+  endforeach()
+  foreach(part IN LISTS PART_LIBRARIES)
+    target_link_libraries(gatenorm_${name} INTERFACE "${${part}}")
+  endforeach()
+  set(GATENORM_RUNTIMES ${GATENORM_RUNTIMES} ${name} PARENT_SCOPE)
+endfunction()
 
 # OpenVINO brings its own CMake files, in its SDK and in its Python wheel.
 find_package(OpenVINO CONFIG QUIET COMPONENTS Runtime)
@@ -37,7 +35,7 @@ endif()
 
 find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_cxx_api.h HINTS "${ONNXRUNTIME_ROOT}" PATH_SUFFIXES include onnxruntime)
 find_library(ONNXRUNTIME_LIBRARY onnxruntime HINTS "${ONNXRUNTIME_ROOT}" PATH_SUFFIXES lib lib64)
-gatenorm_runtime(onnxruntime ONNXRUNTIME_INCLUDE_DIR ONNXRUNTIME_LIBRARY)
+gatenorm_runtime(onnxruntime HEADERS ONNXRUNTIME_INCLUDE_DIR LIBRARIES ONNXRUNTIME_LIBRARY)
 
 # Only the runtime library of CUDA is needed, no compiler.
 find_path(CUDA_INCLUDE_DIR cuda_runtime_api.h HINTS "${CUDAToolkit_ROOT}" ENV CUDA_PATH PATHS /usr/local/cuda
@@ -48,17 +46,13 @@ find_library(CUDART_LIBRARY cudart HINTS "${CUDAToolkit_ROOT}" ENV CUDA_PATH PAT
 # Both have a header of the same name: only the place that is given counts for TensorRT-RTX.
 find_path(TENSORRT_INCLUDE_DIR NvInfer.h HINTS "${TENSORRT_ROOT}" PATH_SUFFIXES include)
 find_library(TENSORRT_LIBRARY NAMES nvinfer nvinfer_11 nvinfer_10 HINTS "${TENSORRT_ROOT}" PATH_SUFFIXES lib lib64)
-gatenorm_runtime(tensorrt TENSORRT_INCLUDE_DIR TENSORRT_LIBRARY CUDART_LIBRARY)
+gatenorm_runtime(tensorrt HEADERS TENSORRT_INCLUDE_DIR CUDA_INCLUDE_DIR LIBRARIES TENSORRT_LIBRARY CUDART_LIBRARY)
 
 find_path(TENSORRT_RTX_INCLUDE_DIR NvInfer.h HINTS "${TENSORRT_RTX_ROOT}" PATH_SUFFIXES include NO_DEFAULT_PATH)
 find_library(TENSORRT_RTX_LIBRARY NAMES tensorrt_rtx HINTS "${TENSORRT_RTX_ROOT}" PATH_SUFFIXES lib lib64)
-gatenorm_runtime(tensorrt-rtx TENSORRT_RTX_INCLUDE_DIR TENSORRT_RTX_LIBRARY CUDART_LIBRARY)
-
-foreach(flavour tensorrt tensorrt-rtx)
-  if(TARGET gatenorm_${flavour})
-    target_include_directories(gatenorm_${flavour} SYSTEM INTERFACE "${CUDA_INCLUDE_DIR}")
-  endif()
-endforeach()
+gatenorm_runtime(tensorrt-rtx
+  HEADERS TENSORRT_RTX_INCLUDE_DIR CUDA_INCLUDE_DIR
+  LIBRARIES TENSORRT_RTX_LIBRARY CUDART_LIBRARY)
 
 if(NOT GATENORM_RUNTIMES)
   message(FATAL_ERROR "no runtime is found; give its place with CMAKE_PREFIX_PATH, see docs/cpp.md")

@@ -6,69 +6,86 @@
 namespace gatenorm {
 namespace {
 
-constexpr std::size_t kTokens = 0;      // The place of the token input among the bounds.
 constexpr std::size_t kLengthAxis = 1;  // Of tokens, mask and positions [batch, length].
 
-bool within(const ProfileBounds& bounds, const Shape& shape) {
-    if (bounds.min.size() != shape.size()) return false;
-    for (std::size_t axis = 0; axis < shape.size(); ++axis) {
-        if (shape[axis] < bounds.min[axis] || shape[axis] > bounds.max[axis]) return false;
+Range both(const Range& a, const Range& b) { return {std::max(a.min, b.min), std::min(a.max, b.max)}; }
+
+// The range of an input's length, where all its other lengths are those of one sequence.
+Result<Range> length_of(const Profile& profile, const InputShape& input, std::size_t axis, const std::string& where) {
+    const auto bounds = std::find_if(profile.bounds.begin(), profile.bounds.end(),
+                                     [&](const ProfileBounds& b) { return b.input == input.name; });
+    bool fits = bounds != profile.bounds.end() && bounds->max.size() == input.shape.size();
+    for (std::size_t other = 0; fits && other < input.shape.size(); ++other) {
+        const Range range{bounds->min[other], bounds->max[other]};
+        fits = other == axis || range.holds(input.shape[other]);
     }
-    return true;
+    if (!fits) {
+        return bad_input(where + ": profile " + profile.name + " has no bounds for one sequence of input " +
+                         input.name);
+    }
+    return Range{bounds->min[axis], bounds->max[axis]};
+}
+
+std::int64_t typical_step(const Profile& profile, const std::string& tokens) {
+    const auto bounds = std::find_if(profile.bounds.begin(), profile.bounds.end(),
+                                     [&](const ProfileBounds& b) { return b.input == tokens; });
+    return bounds->opt[kLengthAxis];
 }
 
 }  // namespace
 
+Result<ProfileTable::Row> ProfileTable::row_of(const Profile& profile, const Signature& signature,
+                                               const std::string& where) {
+    Row row;
+    for (const std::optional<Port>& port : {std::optional<Port>(signature.tokens), signature.positions}) {
+        if (!port) continue;
+        Result<Range> step = length_of(profile, {port->name, {1, 1}}, kLengthAxis, where);
+        if (!step) return step.error();
+        row.step = both(row.step, *step);
+    }
+    if (signature.mask) {
+        Result<Range> total = length_of(profile, {signature.mask->name, {1, 1}}, kLengthAxis, where);
+        if (!total) return total.error();
+        row.total = *total;
+    }
+    for (const CachePort& cache : signature.caches) {
+        Result<Range> past = length_of(profile, {cache.past.name, cache.past_shape(0)}, cache.length_axis, where);
+        if (!past) return past.error();
+        row.past = both(row.past, *past);
+    }
+    row.typical = typical_step(profile, signature.tokens.name);
+    return row;
+}
+
 Result<ProfileTable> ProfileTable::make(const std::vector<Profile>& profiles, const Signature& signature,
                                         const std::string& where) {
-    std::vector<Bounds> table;
+    ProfileTable table;
     for (const Profile& profile : profiles) {
-        Bounds bounds;
-        for (const InputShape& input : input_shapes(signature, 1, 0)) {
-            const auto found = std::find_if(profile.bounds.begin(), profile.bounds.end(),
-                                            [&](const ProfileBounds& b) { return b.input == input.name; });
-            if (found == profile.bounds.end() || found->max.size() != input.shape.size()) {
-                return bad_input(where + ": profile " + profile.name + " has no bounds that fit input " + input.name);
-            }
-            bounds.push_back(*found);
-        }
-        table.push_back(std::move(bounds));
+        Result<Row> row = row_of(profile, signature, where);
+        if (!row) return row.error();
+        table.rows_.push_back(*row);
     }
-    if (table.empty()) return bad_input(where + ": has no optimisation profile in the manifest");
-    return ProfileTable(std::move(table), signature);
+    if (table.rows_.empty()) return bad_input(where + ": has no optimisation profile in the manifest");
+    return table;
 }
 
 std::optional<std::size_t> ProfileTable::choose(std::int64_t step, std::int64_t past) const {
     std::optional<std::size_t> best;
-    std::int64_t best_distance = 0;
-    for (std::size_t index = 0; index < profiles_.size(); ++index) {
-        if (!admits(profiles_[index], step, past)) continue;
-        const std::int64_t distance = std::abs(profiles_[index][kTokens].opt[kLengthAxis] - step);
-        if (best && distance >= best_distance) continue;
-        best = index;
-        best_distance = distance;
+    for (std::size_t index = 0; index < rows_.size(); ++index) {
+        if (!rows_[index].admits(step, past)) continue;
+        const auto distance = [&](std::size_t row) { return std::abs(rows_[row].typical - step); };
+        if (!best || distance(index) < distance(*best)) best = index;
     }
     return best;
 }
 
 std::int64_t ProfileTable::longest_step(std::int64_t past) const {
     std::int64_t longest = 0;
-    for (const Bounds& bounds : profiles_) longest = std::max(longest, longest_step(bounds, past));
-    return longest;
-}
-
-bool ProfileTable::admits(const Bounds& bounds, std::int64_t step, std::int64_t past) const {
-    const std::vector<InputShape> shapes = input_shapes(signature_, step, past);
-    for (std::size_t index = 0; index < shapes.size(); ++index) {
-        if (!within(bounds[index], shapes[index].shape)) return false;
+    for (const Row& row : rows_) {
+        const std::int64_t most = std::min(row.step.max, row.total.max - past);
+        if (row.admits(most, past)) longest = std::max(longest, most);
     }
-    return true;
-}
-
-std::int64_t ProfileTable::longest_step(const Bounds& bounds, std::int64_t past) const {
-    std::int64_t longest = bounds[kTokens].max[kLengthAxis];
-    if (signature_.mask) longest = std::min(longest, bounds[kTokens + 1].max[kLengthAxis] - past);
-    return longest > 0 && admits(bounds, longest, past) ? longest : 0;
+    return longest;
 }
 
 }  // namespace gatenorm

@@ -1,6 +1,8 @@
 // Which of an engine's optimisation profiles takes a step.
 #pragma once
 
+#include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -9,9 +11,16 @@
 
 namespace gatenorm {
 
+struct Range {
+    std::int64_t min = 0;
+    std::int64_t max = std::numeric_limits<std::int64_t>::max();
+
+    bool holds(std::int64_t value) const { return min <= value && value <= max; }
+};
+
 class ProfileTable {
 public:
-    // Bounds of every input of the signature in every profile.
+    // Hold every profile against the signature, and keep what it says of one sequence.
     static Result<ProfileTable> make(const std::vector<Profile>& profiles, const Signature& signature,
                                      const std::string& where);
 
@@ -22,16 +31,19 @@ public:
     std::int64_t longest_step(std::int64_t past) const;
 
 private:
-    using Bounds = std::vector<ProfileBounds>;  // In the order of input_shapes(), tokens first.
+    // What a profile admits, in tokens.
+    struct Row {
+        Range step, past, total;  // `total` is the length of the mask: cache and step.
+        std::int64_t typical;     // The step that it was tuned for.
 
-    ProfileTable(std::vector<Bounds> profiles, Signature signature)
-        : profiles_(std::move(profiles)), signature_(std::move(signature)) {}
+        bool admits(std::int64_t tokens, std::int64_t cached) const {
+            return step.holds(tokens) && past.holds(cached) && total.holds(cached + tokens);
+        }
+    };
 
-    bool admits(const Bounds& bounds, std::int64_t step, std::int64_t past) const;
-    std::int64_t longest_step(const Bounds& bounds, std::int64_t past) const;
+    static Result<Row> row_of(const Profile& profile, const Signature& signature, const std::string& where);
 
-    std::vector<Bounds> profiles_;
-    Signature signature_;
+    std::vector<Row> rows_;
 };
 
 }  // namespace gatenorm
