@@ -57,11 +57,11 @@ def find_flavour(asked: str | None = None) -> Flavour:
             reasons.append(f"{name} does not load: {error}")
             continue
         return Flavour(name, version)
-    wanted = f"{asked} is" if asked else "no TensorRT is"
+    lacking = f"{asked} is not installed" if asked else "no TensorRT is installed"
     extras = [f'"gatenorm[{_EXTRAS[name]}]"' for name in names if asked in (None, name)]
     brings = " or ".join(reversed(extras)) + (" (trt-rtx builds without a GPU)" if asked != "tensorrt" else "")
     why = f" ({'; '.join(reasons)})" if reasons else ""
-    raise MissingPartError(f"{wanted} not installed{why}; engines need pip install {brings}")
+    raise MissingPartError(f"{lacking}{why}; engines need pip install {brings}")
 
 
 def _bindings(name: FlavourName) -> Any:

@@ -126,13 +126,13 @@ def guard_request(args: argparse.Namespace) -> GuardRequest | None:
     Raises:
         InputError: an option that means nothing without ``--guard``, or a value out of range.
     """
-    from gatenorm_export.calibrating import GuardRequest
-    from gatenorm_export.repairs import parse_repair
-
     if not args.guard:
         if args.budget is not None or args.candidates is not None or args.despite_failure or args.search != "greedy":
             raise InputError("--search, --budget, --candidates and --despite-failure belong to --guard; add it")
         return None
+    from gatenorm_export.calibrating import GuardRequest
+    from gatenorm_export.repairs import parse_repair
+
     if args.budget is not None and not args.budget >= 1.0:
         raise InputError(f"--budget {args.budget:g}: a factor on perplexity is 1 or more, such as 1.05")
     if args.candidates is not None and args.candidates < 1:

@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--plan", type=Path, help="plan.json, as `gatenorm plan` writes it")
     choice.add_argument("--layers", metavar="LIST", help="without the attention of exactly these layers, such as 3,7-9")
-    add_out(parser, "a folder; nothing in it is overwritten", required=True, locks=folders("pruned"))
+    add_out(parser, "a folder; nothing in it is overwritten", required=True, locks=folders())
     add_kv_names(parser)
     group = parser.add_argument_group("training")
     group.add_argument("--text", type=Path, metavar="FILE", required=True, help="text to train on; its end is held out")
