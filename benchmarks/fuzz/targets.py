@@ -84,6 +84,15 @@ def _hold_to_baseline(root: Path) -> int:
     return 0
 
 
+def _open_bundle(root: Path) -> int:
+    from gatenorm_export.bundling import open_bundle
+
+    bundle = open_bundle(root / IN)
+    if bundle.graph_path is not None:
+        _ = bundle.graph_path.stat()
+    return 0
+
+
 def _read_profiles(root: Path) -> int:
     from gatenorm_export.building.profile_files import load_overrides
 
@@ -114,6 +123,9 @@ TARGETS: dict[str, Target] = {
     "open engine": _open_engine,
     "report": _verb("report", "{in}", "-o", "{out}"),
     "resume a run": _resume,
+    "open bundle": _open_bundle,
+    "verify bundle": _verb("verify", "{in}", "--files-only", "--quiet"),
+    "serve bundle": _verb("triton", "{in}", "-o", "{out}/models", "--quiet"),
     "hold to a baseline": _hold_to_baseline,
     "read profiles": _read_profiles,
 }

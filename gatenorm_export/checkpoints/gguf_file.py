@@ -25,8 +25,8 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _SCALARS: dict[int, str] = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-# Vocabularies and merges are long lists of strings that no reader of weights needs; they are stepped over.
-_LONGEST_KEPT_STRINGS = 4096
+# Vocabularies, their scores and merges are long lists that no reader of weights needs; they are stepped over.
+_LONGEST_KEPT = 4096
 _LARGEST_RANK = 4
 _ALIGNMENT = 32
 _LONGEST_NAME = 65535
@@ -243,12 +243,14 @@ def _field(header: _Header, kind: int, damaged: Callable[[str], InputError]) -> 
         code = _SCALARS[inner]
         if count * struct.calcsize("<" + code) > header.left:
             raise damaged(f"a list of {count} numbers at byte {header.at}")
-        return np.frombuffer(header.take(count * struct.calcsize("<" + code)), dtype=np.dtype("<" + code)).tolist()
+        content = header.take(count * struct.calcsize("<" + code))
+        # As Python's numbers they would take up to 32 times their bytes; lists for each layer are short.
+        return np.frombuffer(content, dtype=np.dtype("<" + code)).tolist() if count <= _LONGEST_KEPT else None
     if inner != _STRING:
         raise damaged(f"a list has items of the type {inner}")
     if count * 8 > header.left:
         raise damaged(f"a list of {count} texts at byte {header.at}")
-    if count <= _LONGEST_KEPT_STRINGS:
+    if count <= _LONGEST_KEPT:
         return [header.string() for _ in range(count)]
     for _ in range(count):
         header.skip_string()

@@ -10,6 +10,7 @@ they are.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,15 @@ import numpy as np
 
 from gatenorm_export.checkpoints.onnx_constants import whole_numbers
 from gatenorm_export.checkpoints.onnx_projections import Projection, projection_of
-from gatenorm_export.checkpoints.onnx_relayouts import ARITHMETIC, PASSING, RELAYOUTS, SCATTERS, Untold, attribute
+from gatenorm_export.checkpoints.onnx_relayouts import (
+    ARITHMETIC,
+    MOST_ELEMENTS,
+    PASSING,
+    RELAYOUTS,
+    SCATTERS,
+    Untold,
+    attribute,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -73,7 +82,10 @@ class ColumnTracer:
             return self._filled(node)
         projection = projection_of(node, self._varies)
         if projection is not None:
-            return self._numbered(projection, value)
+            lengths = [1] * projection.rank if value.shape is None else _lengths(value.shape)
+            lengths[projection.axis] = projection.width
+            # Of lengths that lie there are no columns; where the heads are put together that is said.
+            return self._numbered(projection, lengths) if 0 < math.prod(lengths) <= MOST_ELEMENTS else None
         if node.op_type in PASSING:
             # The second result of a norm or of a quantisation is a statistic.
             passed = self._of(node.inputs[PASSING[node.op_type]]) if value.index() == 0 else None
@@ -88,14 +100,13 @@ class ColumnTracer:
             return self._mixed(node)
         return None
 
-    def _numbered(self, projection: Projection, value: ir.Value) -> Columns:
+    def _numbered(self, projection: Projection, lengths: list[int]) -> Columns:
         base = self._bases[-1]
         self.projections.append(projection)
         self._bases.append(base + projection.width)
         numbers = np.arange(base, base + projection.width, dtype=np.int64)
-        lengths = [1] * projection.rank if value.shape is None else _lengths(value.shape)
         own = [1] * len(lengths)
-        own[projection.axis] = lengths[projection.axis] = projection.width
+        own[projection.axis] = projection.width
         # Reshapes may hold a batch or a sequence of fixed length to its number.
         numbers = np.broadcast_to(numbers.reshape(own), lengths)
         return Columns(numbers, numbers)
@@ -115,7 +126,11 @@ class ColumnTracer:
 
     def _filled(self, node: ir.Node) -> Known:
         shape, value = self._of(node.inputs[0]), attribute(node, "value", None)
-        if not isinstance(shape, np.ndarray) or shape.size > 8 or np.prod(shape) > 1000:
+        if (
+            not isinstance(shape, np.ndarray)
+            or shape.size > 8
+            or not 0 <= math.prod(map(int, shape.reshape(-1))) <= 1000
+        ):
             return None
         return np.full(shape, 0 if value is None else int(value.numpy().reshape(-1)[0]), dtype=np.int64)
 

@@ -134,7 +134,8 @@ def dequantised(
         if part is not None:
             part = part.astype(np.float32)
             if block:
-                part = np.repeat(part, block, axis=axis).take(range(data.shape[axis]), axis=axis)
+                # A block is no longer than the axis, whatever the attribute says.
+                part = np.repeat(part, min(block, data.shape[axis]), axis=axis).take(range(data.shape[axis]), axis=axis)
             elif part.size > 1:
                 shape = [1] * data.ndim
                 shape[axis] = -1

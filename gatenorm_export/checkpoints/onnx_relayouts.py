@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,22 @@ if TYPE_CHECKING:
 Numbers = np.ndarray | None
 
 
+MOST_ELEMENTS = 1 << 27
+"""No query of one batch of one sequence has more; what a file makes of a few bytes could."""
+
+
 class Untold(Exception):
     """An operand that decides where elements go is not known."""
+
+
+def _bounded(*lengths: int) -> None:
+    """Refuse to make a tensor of lengths that lie.
+
+    Raises:
+        Untold: it would have too many elements.
+    """
+    if math.prod(map(int, lengths)) > MOST_ELEMENTS:
+        raise Untold
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
@@ -88,6 +103,7 @@ def _slice(node: ir.Node, data: np.ndarray, operands: Any, given: Any, _: int) -
 def _gather(node: ir.Node, data: np.ndarray, operands: Sequence[Numbers], given: Any, _: int) -> np.ndarray:
     if operands[0] is None:
         raise Untold
+    _bounded(data.size // max(1, data.shape[attribute(node, "axis", 0)]), operands[0].size)
     taken: np.ndarray = np.take(data, operands[0].astype(np.int64), axis=attribute(node, "axis", 0))
     return taken
 
@@ -97,12 +113,15 @@ def _expand(node: ir.Node, data: np.ndarray, operands: Any, given: Any, _: int) 
     # A length of -1, which some exporters write, keeps the own one.
     own = [1] * (len(target) - data.ndim) + list(data.shape)
     target = [mine if length < 0 else length for mine, length in zip(own[-len(target) :], target, strict=True)]
+    _bounded(*np.broadcast_shapes(data.shape, tuple(target)))
     spread: np.ndarray = np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(target)))
     return spread
 
 
 def _tile(node: ir.Node, data: np.ndarray, operands: Any, given: Any, _: int) -> np.ndarray:
-    return np.tile(data, _numbers(node, "repeats", operands, given, 0))
+    repeats = _numbers(node, "repeats", operands, given, 0)
+    _bounded(data.size, *repeats)
+    return np.tile(data, repeats)
 
 
 Relayout = Callable[[Any, np.ndarray, Sequence[Numbers], Sequence[bool], int], np.ndarray]

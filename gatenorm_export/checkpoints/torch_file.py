@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,11 @@ def _load_tensors(path: Path) -> dict[str, Any]:
         # Only zip archives can be mapped; torch before 1.6 wrote a bare pickle, which is read whole.
         with path.open("rb") as file:
             mapped = file.read(4) == b"PK\x03\x04"
+        if mapped:
+            _check_archive(path)
         value = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: its pickle is damaged, or holds more than weights and would run code; it was not loaded, get the "
@@ -132,4 +137,27 @@ def _load_tensors(path: Path) -> dict[str, Any]:
     found = {name: item for name, item in tensors.items() if isinstance(name, str) and isinstance(item, torch.Tensor)}
     if not found:
         raise InputError(f"{path}: holds no table of tensors")
+    for name, tensor in found.items():
+        _check_storage(path, name, tensor)
     return found
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive whose entries are larger than the file: torch writes them as they are, never compressed."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise InputError(f"{path}: its entry {entry.filename} is compressed, which PyTorch never does; refused")
+
+
+def _check_storage(path: Path, name: str, tensor: Any) -> None:
+    """A tensor of strides of 0 claims any size on a few bytes; reading it would write all of it out."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return
+    if tensor.device.type != "cpu" or tensor.is_conj() or tensor.is_neg():
+        raise InputError(f"{path}: tensor {name} holds no plain numbers; get the weights as safetensors")
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > stored:
+        raise InputError(f"{path}: tensor {name} claims {list(tensor.shape)} in {stored:,} bytes; copy it again")

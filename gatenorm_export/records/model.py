@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import ConfigDict, computed_field
+from pydantic import ConfigDict, computed_field, model_validator
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.records.base import Part, Record
@@ -80,6 +80,13 @@ class ModelSpec(Part):
         return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
 
     @property
+    def graph_sha256(self) -> str | None:
+        """The sha256 of the ONNX file, where one is scored by itself; None for a checkpoint."""
+        if self.source != "onnx":
+            return None
+        return next((file.sha256 for file in self.files if file.name == Path(self.path).name), None)
+
+    @property
     def short_digest(self) -> str:
         """The start of ``query_key_digest``, for messages."""
         return (self.query_key_digest or "not scored")[:12]
@@ -131,6 +138,17 @@ class LayerScores(Record):
     trends: dict[str, DepthTrend]
     cuts: tuple[CutCertainty, ...] = ()
     folded: FoldedNorms | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        """Every tower that was scored is one of the model's and has a trend."""
+        named = {tower.name for tower in self.model.towers}
+        if not self.layers:
+            raise ValueError("holds no scores")
+        for tower in self.towers:
+            if tower not in named or tower not in self.trends:
+                raise ValueError(f"has scores of a tower {tower!r}, and no trend of it or no such tower of the model")
+        return self
 
     @property
     def towers(self) -> tuple[str, ...]:

@@ -72,7 +72,17 @@ _BEGIN = """
   absent = Sub (unit, present_mask)
   penalty = Mul (absent, far)
   axes = Constant <value_ints=[1, 2]> ()
-  mask = Unsqueeze (penalty, axes)
+  padding = Unsqueeze (penalty, axes)
+  order = CumSum (attention_mask, one)
+  own = Slice (order, past, end, one)
+  own_column = Unsqueeze (own, two)
+  order_row = Unsqueeze (order, one)
+  seen = LessOrEqual (order_row, own_column)
+  seen_number = Cast <to=1> (seen)
+  unseen = Sub (unit, seen_number)
+  later = Mul (unseen, far)
+  causal = Unsqueeze (later, one)
+  mask = Add (padding, causal)
   lengths = ReduceSum <keepdims=0> (attention_mask, one)
   lengths_less = Sub (lengths, one)
   seqlens = Cast <to=6> (lengths_less)
@@ -94,7 +104,7 @@ core (q, k, v, half, mask) => (c)
 def _weights(fused: bool) -> dict[str, np.ndarray]:
     found = {
         "embedding": pattern(_WORDS, _WIDTH),
-        "positions": pattern(16, _WIDTH, start=3),
+        "positions": pattern(64, _WIDTH, start=3),
         "head": pattern(_WIDTH, _WORDS, start=5),
         "gain": pattern(_WIDTH, start=7),
         "shift": pattern(_WIDTH, start=9),

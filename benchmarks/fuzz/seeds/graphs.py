@@ -30,7 +30,7 @@ _GENAI = {
 }
 BESIDE = {
     "genai_config.json": json.dumps(_GENAI).encode(),
-    "config.json": b'{"model_type": "llama", "num_hidden_layers": 2}',
+    "config.json": b'{"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": 64}',
     "generation_config.json": b'{"eos_token_id": 1}',
     "tokenizer.json": b'{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}',
     "chat_template.jinja": b"{{ messages }}",
@@ -42,7 +42,7 @@ def save(model: onnx.ModelProto, folder: Path, *, data: bool) -> None:
     import onnx
 
     path = str(folder / "model.onnx")
-    onnx.save_model(model, path, save_as_external_data=data, location=DATA if data else None, size_threshold=64)
+    onnx.save_model(model, path, save_as_external_data=data, location=DATA if data else None, size_threshold=200)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
