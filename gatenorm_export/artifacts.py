@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,7 +137,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 def _exchanged(first: Path, second: Path) -> bool:
     """Exchange two paths in one step, where kernel and file system can."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     if rename is None:
         return False
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux

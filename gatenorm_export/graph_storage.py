@@ -129,18 +129,17 @@ def _passes_checker(graph: Path) -> bool:
     return True
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Ask before writing whether the disk has the room.
+def check_room(
+    folder: Path, needed: int, *, advice: str = "make room, choose another disk, or use --weights share"
+) -> None:
+    """Ask before writing whether the disk has the room; ``advice`` is what to do where it has not.
 
     Raises:
         OutputError: it has not; the text has both figures.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OutputError(
-            f"{folder}: needs {needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free; make room, choose another disk, "
-            "or use --weights share"
-        )
+        raise OutputError(f"{folder}: needs {needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free; {advice}")
 
 
 def _aligned(end: int, size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,7 @@ TOUCHES: dict[str, Touch] = {
     "a file added": lambda folder: (folder / "extra.txt").write_text("x") and None,
     "a hidden file in a folder": lambda folder: (folder / "records" / ".x").write_text("x") and None,
     "an empty folder": lambda folder: (folder / "more").mkdir(),
+    "a name that is no text": lambda folder: (folder / os.fsdecode(b"\xff\xfe")).write_text("x") and None,
     "a file as a link": _link,
     "the licence": _edit('"licence": "mit"', '"licence": "gpl"'),
     "a layer of the map": _edit('"2": 1', '"2": 0'),

@@ -69,7 +69,8 @@ class Contents:
             InputError: a file cannot be read, or its name is none that a bundle may have.
             OutputError: the disk has no room.
         """
-        check_room(folder, sum(content.size for content in self._files.values()))
+        needed = sum(content.size for content in self._files.values())
+        check_room(folder, needed, advice="make room, or choose another disk")
         with progress.task("write the bundle", total=len(self._files)) as bar:
             entries = []
             for name, content in sorted(self._files.items()):

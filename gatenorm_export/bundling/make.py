@@ -150,7 +150,7 @@ def _check_side(request: BundleRequest, source: BundleSource, side: SideFiles, t
     if task != "vision" and request.tokenizer and not side.tokenizer:
         raise InputError(
             f"{source.graph.parent}: holds no tokenizer, which a server needs to take text; name its folder with "
-            "--beside, or add --no-tokenizer for clients that send token numbers"
+            "--beside, or for clients that send token numbers use `gatenorm bundle --no-tokenizer`"
         )
     if task == "decoder" and not side.configs and side.genai is None:
         raise InputError(

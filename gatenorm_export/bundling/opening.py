@@ -122,20 +122,26 @@ def touched_files(folder: Path, manifest: BundleManifest, *, digest: bool = True
         ):
             findings.append(f"{name} was changed")
     findings.extend(f"{name} is missing" for name in expected if name not in met)
-    return tuple(findings)
+    # A name on disk need not be text.
+    return tuple(os.fsencode(finding).decode("utf-8", "backslashreplace") for finding in sorted(findings))
 
 
-def _entries(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _entries(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Everything below a folder that is no folder itself, by its name from there; links are not followed.
 
     An empty folder counts too: a bundle has none.
     """
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
-        name = f"{prefix}{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            inner = list(_entries(Path(entry.path), f"{name}/"))
-            yield from inner or [(name, entry)]
-        else:
-            yield name, entry
+    # A list and no recursion: somebody may have put folders into each other as deep as a path can be.
+    waiting: list[tuple[str, os.DirEntry[str] | None]] = [("", None)]
+    while waiting:
+        name, within = waiting.pop()
+        with os.scandir(within.path if within is not None else folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        if not entries and within is not None:
+            yield name, within
+        for entry in entries:
+            inner = f"{name}/{entry.name}" if name else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((inner, entry))
+            else:
+                yield inner, entry

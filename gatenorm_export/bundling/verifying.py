@@ -16,7 +16,7 @@ from gatenorm_export.bundling.stepping import check_session, open_graph
 from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.errors import GateNormError, InputError, MissingPartError, RefusedError
 from gatenorm_export.genai_config import GENAI_CONFIG
-from gatenorm_export.graphs import BUNDLED_RECORDS
+from gatenorm_export.graphs import BUNDLED_RECORDS, graph_manifest
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     BundleCheck,
@@ -168,26 +168,27 @@ def _faithfulness(bundle: Bundle, name: str, progress: Progress) -> BundleCheck:
     if bundle.manifest.model is None or bundle.manifest.model.digest != spec.digest:
         finding = f"{name} is not the checkpoint that the bundle was made from"
         return BundleCheck(check="faithfulness", passed=None, finding=finding)
-    record = PrunedGraph.load(bundle.path(f"{BUNDLED_RECORDS}/pruned.json"))
-    passed, finding = _proved(bundle, spec, record, progress)
+    passed, finding = _proved(bundle, spec, progress)
     return BundleCheck(check="faithfulness", passed=passed, finding=finding)
 
 
-def _proved(bundle: Bundle, spec: ModelSpec, record: PrunedGraph, progress: Progress) -> tuple[bool | None, str]:
+def _proved(bundle: Bundle, spec: ModelSpec, progress: Progress) -> tuple[bool | None, str]:
     from gatenorm_export.comparing import check_faithfulness
     from gatenorm_export.repairs import REPAIR_FILE, load_repairs
 
     graph = bundle.graph_path
     if graph is None:
         return None, "the bundle holds engines alone"
-    repair = record.repair
+    record = graph_manifest(graph, digest_data=False)
+    pruned = record if isinstance(record, PrunedGraph) else None
+    repaired = pruned is not None and pruned.repair is not None
     found = check_faithfulness(
         graph,
         spec,
-        record.dropped,
-        repairs=load_repairs(bundle.path(f"{BUNDLED_RECORDS}/{REPAIR_FILE}")) if repair is not None else None,
-        tower=record.tower,
-        cross=record.dropped_cross,
+        bundle.manifest.dropped,
+        repairs=load_repairs(bundle.path(f"{BUNDLED_RECORDS}/{REPAIR_FILE}")) if repaired else None,
+        tower=record.tower if record is not None else "",
+        cross=pruned.dropped_cross if pruned is not None else (),
         progress=progress,
     )
     return found.passed, found.reason
