@@ -6,10 +6,9 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.records import GuardReport, LayerScore, LayerScores, ModelSpec, PrunePlan
+from gatenorm_export.records import GuardReport, LayerScore, LayerScores, PrunePlan
 
 RANKINGS = {
     "gate-norm": "the lowest score first; of equal scores the deeper layer",
@@ -147,7 +146,7 @@ def plan_of(
         convention=scores.convention,
         model_name=scores.model.name,
         model_digest=scores.model.tower(tower).query_key_digest or "",
-        graph_sha256=_scored_graph(scores.model),
+        graph_sha256=scores.model.graph_sha256,
         scores_sha256=scores_sha256,
         tower=tower,
         n_layers=len(scores.of_tower(tower)),
@@ -156,13 +155,6 @@ def plan_of(
         drop=tuple(sorted(drop)),
         guard=guard,
     )
-
-
-def _scored_graph(model: ModelSpec) -> str | None:
-    """The sha256 of the ONNX file that was scored by itself; None for a checkpoint."""
-    if model.source != "onnx":
-        return None
-    return next(file.sha256 for file in model.files if file.name == Path(model.path).name)
 
 
 def _check_cut(scores: LayerScores, chosen: list[LayerScore], rest: list[LayerScore]) -> None:

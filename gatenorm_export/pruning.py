@@ -15,15 +15,14 @@ from gatenorm_export.graph_description import GraphDescription
 from gatenorm_export.graph_repairs import replace_downs, stand_ins_of
 from gatenorm_export.graph_storage import compact_weights, share_weights, write_checked
 from gatenorm_export.graphs import GRAPH_NAME, claim_place, external_tensors, graph_manifest, load_graph, manifest_file
-from gatenorm_export.kinds import graph_tower
 from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.provenance import require_graph
 from gatenorm_export.records import (
     Convention,
     ExportedGraph,
     GraphFacts,
     GraphFile,
     KVCache,
-    ModelSpec,
     PrunedGraph,
     PrunePlan,
     RepairRecord,
@@ -99,7 +98,9 @@ def prune_graph(
     from graph_passes import SurgeryRefused, remove_attention
 
     if plan is not None:
-        _check_plan(plan, parent, found, graph)
+        hint = f"; not matched: {found.unmatched[0]}" if found.unmatched else ""
+        n_layers = found.total("cross" if plan.tower == "cross" else "self")
+        require_graph(plan, graph, parent, n_layers=n_layers, hint=hint)
         layers, cross = ((), plan.drop) if plan.tower == "cross" else (plan.drop, cross)
     as_file = output.suffix == ".onnx"
     folder, name = (output.parent, output.name) if as_file else (output, name_in_folder(graph))
@@ -207,37 +208,6 @@ def _analyse(graph: Path) -> tuple[ir.Model, AttentionSites]:
         return model, find_attention(model)
     except ValueError as error:
         raise InputError(f"{graph}: {error}") from error
-
-
-def _check_plan(
-    plan: PrunePlan, parent: ExportedGraph | PrunedGraph | None, found: AttentionSites, graph: Path
-) -> None:
-    # A graph that was scored by itself does not know what its checkpoint calls its tower.
-    if parent is not None and plan.graph_sha256 is None and graph_tower(plan.tower) != parent.tower:
-        raise RefusedError(
-            f"{graph}: the plan is for the tower {plan.tower or 'of a model with one'}, the graph holds "
-            f"{parent.tower or 'a model with one'}; name the graph of that tower"
-        )
-    n_layers = found.total("cross" if plan.tower == "cross" else "self")
-    if plan.n_layers != n_layers:
-        hint = f"; not matched: {found.unmatched[0]}" if found.unmatched else ""
-        raise RefusedError(
-            f"{graph}: the plan is for {plan.n_layers} attention layers, the graph has {n_layers}; "
-            f"make the plan from the model that the graph was exported from{hint}"
-        )
-    spec: ModelSpec | None = parent.model if parent else None
-    if plan.graph_sha256 is not None:
-        if sha256_of(graph) != plan.graph_sha256:
-            raise RefusedError(
-                f"{graph}: is not the graph that was scored for the plan ({plan.model_name}); score this one"
-            )
-    elif spec is not None and plan.model_digest not in {
-        tower.query_key_digest for tower in spec.towers if tower.name == plan.tower
-    }:
-        raise RefusedError(
-            f"{graph}: exported from {spec.name} ({spec.short_digest}), but the plan was made from {plan.model_name} "
-            f"({plan.model_digest[:12]}); score and plan the model that the graph came from"
-        )
 
 
 def _facts(model: ir.Model, found: AttentionSites) -> GraphFacts:

@@ -142,7 +142,7 @@ def test_every_source_gives_the_same_scores_and_a_graph_can_be_planned_for_alone
     capfd.readouterr()
     _, other, _ = exported("llama-mha")
     assert main(["prune", str(other), "--plan", str(plan), "-o", str(tmp_path / "no"), "--quiet"]) == ExitCode.REFUSED
-    assert "is not the graph that was scored for the plan" in capfd.readouterr().err
+    assert "is not the graph that the plan was made from" in capfd.readouterr().err
 
 
 def test_towers_are_scored_side_by_side_and_planned_one_by_one(tmp_path: Path, capfd) -> None:

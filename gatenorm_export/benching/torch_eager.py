@@ -21,6 +21,7 @@ from gatenorm_export.benching.timers import CudaEvents, Timer, WallClock
 from gatenorm_export.benching.torch_model import TorchModel, torch_work
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.kinds import kind_of
+from gatenorm_export.provenance import require_model
 from gatenorm_export.records import ModelSpec
 from gatenorm_export.records.bench import BenchDevice, Probe, Work
 
@@ -75,11 +76,7 @@ class TorchEager:
         spec = resolve_model(str(base))
         if kind_of(spec, plan.tower).kind.name != "decoder":
             raise RefusedError(f"{base}: only decoders have a prefill and a decode")
-        if plan.model_digest != spec.query_key_digest or plan.n_layers != spec.n_layers:
-            raise RefusedError(
-                f"{pruned}: was made from {plan.model_name} ({plan.model_digest[:12]}), not from {base} "
-                f"({spec.short_digest}); score and plan the checkpoint that is measured"
-            )
+        require_model(plan, spec, where=str(base))
         load = partial(_from_checkpoint, spec, TORCH_TYPES[self.precision], self.where)
         modules = adapter_for(spec.architecture).tower(plan.tower)
         sides = self.sides(load, _on_meta(spec), modules, str(base), plan.drop, sha256=spec.digest)

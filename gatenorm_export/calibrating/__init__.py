@@ -15,6 +15,7 @@ from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import graph_manifest
 from gatenorm_export.planning import DropRequest, plan_of, rank_layers
 from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.provenance import require_graph
 from gatenorm_export.records import LayerScores, PrunePlan
 from gatenorm_export.repairs import Repair, Repaired
 
@@ -45,16 +46,9 @@ def guarded_plan(
         raise InputError("--guard chooses the layers; give --drop or --ratio instead of --layers")
     ranking = rank_layers(scores, drop, ordered=True)
     record = graph_manifest(graph, digest_data=False)
-    source = record.model if record is not None else None
-    if source is not None and source.query_key_digest != scores.model.query_key_digest:
-        raise RefusedError(
-            f"{graph}: exported from {source.name} ({source.short_digest}), but the scores are of "
-            f"{scores.model.name} ({scores.model.short_digest}); score the model that the graph came from"
-        )
     with progress.task("cut the graph into layers"):
         model = StreamModel(graph)
-    if model.n_layers != len(scores.layers):
-        raise RefusedError(f"{graph}: has {model.n_layers} attention layers, the scores have {len(scores.layers)}")
+    require_graph(scores, graph, record, n_layers=model.n_layers)
     windows = load_corpus(corpus, graph.parent, scores.model)
     ranked = [layer for layer in ranking.layers if layer in model.blocks]
     chosen, report = guard_layers(model, windows, ranked, ranking.count, request, cache=cache, progress=progress)

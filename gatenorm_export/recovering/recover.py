@@ -22,6 +22,7 @@ from gatenorm_export.framework import load_framework_model
 from gatenorm_export.graphs import GRAPH_NAME, graph_file, graph_manifest
 from gatenorm_export.kinds import require_decoder
 from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.provenance import require_model
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import FileDigest, ModelSpec, PrunedGraph, PrunePlan, RecoveryQuality, RecoveryReport
 from gatenorm_export.recovering.request import RecoverRequest, Windows, split_windows
@@ -205,11 +206,7 @@ def _texts(request: RecoverRequest) -> tuple[Text, list[Text]]:
 
 def _layers(spec: ModelSpec, plan: PrunePlan | None, layers: tuple[int, ...]) -> tuple[int, ...]:
     if plan is not None:
-        if plan.model_digest != spec.query_key_digest:
-            raise RefusedError(
-                f"{spec.name} ({spec.short_digest}): the plan was made from {plan.model_name} "
-                f"({plan.model_digest[:12]}); score and plan the model that is to be recovered"
-            )
+        require_model(plan, spec, where=spec.path)
         layers = plan.drop
     if not layers:
         raise RefusedError("no attention sublayer is to be removed, so there is nothing to recover; name one or more")

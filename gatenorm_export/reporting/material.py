@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gatenorm_export.errors import InputError
+from gatenorm_export.provenance import require_scores
 from gatenorm_export.records import ComparisonReport, EngineArtifact, LayerScores, ModelSpec, PrunePlan, RepairRecord
 
 
@@ -16,7 +17,8 @@ class ReportMaterial:
     without scores and plan; ``model`` is then the checkpoint that their manifests name.
 
     Raises:
-        InputError: the records speak of different checkpoints, different layers or different graphs.
+        RefusedError: the plan was made from another checkpoint than the scores.
+        InputError: the records speak of different layers or different graphs.
     """
 
     scores: LayerScores | None
@@ -39,12 +41,7 @@ class ReportMaterial:
                 )
 
     def _check_plan(self, scores: LayerScores, plan: PrunePlan) -> None:
-        if plan.model_digest != scores.model.tower(plan.tower).query_key_digest:
-            raise InputError(
-                f"the plan was made for checkpoint {plan.model_name!r} ({plan.model_digest[:12]}), "
-                f"the scores are of {scores.model.name!r} ({scores.model.short_digest}); "
-                "plan again from these scores"
-            )
+        require_scores(plan, scores)
         if set(plan.drop) != set(self.comparison.dropped) or plan.n_layers != self.comparison.n_layers:
             raise InputError(
                 f"the plan drops layers {sorted(plan.drop)} of {plan.n_layers}, the comparison is of a graph "

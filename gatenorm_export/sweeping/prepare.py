@@ -10,6 +10,7 @@ from gatenorm_export.errors import RefusedError
 from gatenorm_export.graphs import GRAPH_NAME, graph_file, graph_manifest, manifest_file
 from gatenorm_export.kinds import require_decoder
 from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.provenance import require_graph, require_model
 from gatenorm_export.records import LayerScores, ModelSpec, tool_versions
 
 _SCORES = "scores.json"
@@ -65,11 +66,7 @@ def _graph(graph: Path, scores: Path | None, needs_scores: bool) -> Subject:
 
 def _with_scores(graph: Path, spec: ModelSpec | None, path: Path) -> Subject:
     scores = LayerScores.load(path)
-    if spec is not None and scores.model.query_key_digest != spec.query_key_digest:
-        raise RefusedError(
-            f"{path}: the scores are of {scores.model.name} ({scores.model.short_digest}), but {graph} comes from "
-            f"{spec.name} ({spec.short_digest}); name its scores with --scores"
-        )
+    require_graph(scores, graph, graph_manifest(graph, digest_data=False))
     return Subject(graph, spec, scores, sha256_of(path))
 
 
@@ -92,10 +89,7 @@ def _exported(spec: ModelSpec, folder: Path, progress: Progress) -> Path:
 def _scored(spec: ModelSpec, path: Path, progress: Progress) -> Path:
     if path.is_file():
         known = LayerScores.load(path)
-        if known.model.query_key_digest != spec.query_key_digest:
-            raise RefusedError(
-                f"{path}: are the scores of another model ({known.model.name}) than {spec.name}; choose another output"
-            )
+        require_model(known, spec, where=str(path.parent))
         if known.versions == tool_versions():
             progress.say(f"score: unchanged inputs, reusing {path}")
             return path
