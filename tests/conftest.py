@@ -30,6 +30,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     return export
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_probe() -> Iterator[None]:
+    """No test asks how fast this machine is, and many measure something."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gatenorm_export.benching.ort_cpu.PROBE_SECONDS", 0.05)
+        yield
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two worker processes on 127.0.0.1 alone; the value is where they keep shipped files."""

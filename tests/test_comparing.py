@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_cases import write_attention
 from report_factory import a_latency, a_quality
 
 from gatenorm_export.comparing import Limits, check_limits, load_text, measure_latency, measure_quality
 from gatenorm_export.comparing.feeds import make_script, step_feed
 from gatenorm_export.comparing.latency import order_free_ratios, speedup_with_interval
 from gatenorm_export.comparing.quality import QualitySums, top_k_overlap
-from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder
+from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder, open_session
+from gatenorm_export.comparing.signature import signature_of
 from gatenorm_export.comparing.text import Text, tokenize
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
@@ -166,3 +168,10 @@ def test_a_text_of_a_few_words_is_refused(exported, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="3 tokens are too few"):
         tokenize(Text("short", "w5 w6 w7"), graph.parent, spec, limit=100)
     assert tokenize(WORDS, tmp_path, None, limit=100) is None
+
+
+def test_a_size_of_heads_that_the_graph_leaves_open_is_told_by_its_attention(tmp_path: Path) -> None:
+    """As onnxruntime-genai writes its caches; an empty cache of size 0 would be refused by the operator."""
+    graph = write_attention(tmp_path / "g.onnx", ["batch", "step"], ["batch", "total"], ["batch", 2, "past", "size"])
+    signature = signature_of(open_session(graph), graph)
+    assert [entry.filled(3, 5).shape for entry in signature.past] == [(3, 2, 5, 16)] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class OnnxModel:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, session: Any, graph: str, device: str, timer: Timer, *, decodes: bool = True) -> None:
+    def __init__(self, session: Any, graph: Path, device: str, timer: Timer, *, decodes: bool = True) -> None:
         self._session, self._device, self._timer, self._decodes = session, device, timer, decodes
         self._signature: DecodeSignature = signature_of(session, graph)
         self._types = {entry.name: entry.type for entry in session.get_inputs()}

@@ -26,6 +26,9 @@ from gatenorm_export.records.bench import BenchDevice, Probe, Work
 
 DECODER_ONLY = "only decoders have a prefill and a decode; gatenorm compare times other kinds of models"
 
+PROBE_SECONDS = 1.0
+"""How long each product of the probe is repeated: its shortest call must not have been interrupted."""
+
 
 class OrtCpu:
     """The default: no GPU, no package beyond onnxruntime."""
@@ -113,7 +116,7 @@ class OrtCpu:
     def _load(self, graph: Path, decodes: bool) -> BenchModel:
         from gatenorm_export.benching.onnx_model import OnnxModel
 
-        return OnnxModel(self._session(graph), str(graph), self._where, self.timer, decodes=decodes)
+        return OnnxModel(self._session(graph), graph, self._where, self.timer, decodes=decodes)
 
     def _best(self, session: Any, rows: int, inner: int, dtype: str) -> float:
         """The shortest of a few calls; a probe asks what the device can do, not what it does on average."""
@@ -125,7 +128,7 @@ class OrtCpu:
         binding.bind_output("y", self._where, 0)
         call = partial(session.run_with_iobinding, binding)
         call()
-        end = time.monotonic() + 1.0
+        end = time.monotonic() + PROBE_SECONDS
         found = [self.timer.timed(call)]
         while time.monotonic() < end or len(found) < 3:
             found.append(self.timer.timed(call))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from gatenorm_export.building.graph_inputs import MASK, POSITIONS, TOKENS, Inputs, Length
+from gatenorm_export.precision.head_sizes import open_head_sizes
 
 Place = tuple[str, int]
 """An input and one of its axes."""
@@ -68,7 +69,7 @@ def _pasts(graph: Path, inputs: Inputs, told: dict[Place, Length]) -> dict[Place
         elif rest:
             open_sizes.append(name)
     if open_sizes:
-        sizes = _head_sizes(graph)
+        sizes = {(name, len(caches[name]) - 1): size for name, size in open_head_sizes(graph).items()}
         for name in open_sizes:
             rest = [(axis, word) for axis, word in _words(caches[name]) if word not in (batch.name, step.name)]
             told |= {(name, axis): Length(sizes[name, axis]) for axis, _ in rest if (name, axis) in sizes}
@@ -88,25 +89,3 @@ def _words(shape: tuple[Length, ...]) -> Iterator[tuple[int, str]]:
     for axis, length in enumerate(shape):
         if length.name is not None and _WORD.fullmatch(length.name.rpartition(".")[2]):
             yield axis, length.name
-
-
-def _head_sizes(graph: Path) -> Mapping[Place, int]:
-    """The sizes of heads of caches whose last length is called alike before and after a step.
-
-    Raises:
-        InputError: the graph cannot be analysed.
-    """
-    from gatenorm_export.graphs import load_graph
-    from gatenorm_export.precision.graph_changes import caches_of
-
-    model = load_graph(graph)
-    caches = caches_of(model, graph)
-    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
-    found: dict[Place, int] = {}
-    for past, present in caches.past.items():
-        before, after = (values[name].shape if name in values else None for name in (past, present))
-        if past in caches.sizes and before is not None and after is not None and len(before) == len(after):
-            last = len(before) - 1
-            if str(before[last]) == str(after[last]):
-                found[past, last] = caches.sizes[past]
-    return found

@@ -124,7 +124,7 @@ def compare_runner(
     from gatenorm_export.comparing.step_runner import StepRunner, visible
 
     session = open_session(graph)
-    signature = signature_of(session, str(graph))
+    signature = signature_of(session, graph)
     names, feeds = make_steps(signature, vocabulary_of(session, signature), profiles)
     reference = StepRunner(OnnxrtRunner(lambda: session), signature, "graph")
     candidate = StepRunner(runner, signature, "engine", profiles=profiles)

@@ -51,7 +51,7 @@ def measure_latency(
     with needs("ort", "latency"):
         from gatenorm_export.comparing.runners import open_session
     sessions = [open_session(graph) for graph in (base, pruned)]
-    signatures = [signature_of(session, str(graph)) for session, graph in zip(sessions, (base, pruned), strict=True)]
+    signatures = [signature_of(session, graph) for session, graph in zip(sessions, (base, pruned), strict=True)]
 
     def calls_of(point: Point) -> list[Callable[[], Any]]:
         return [_call(session, signature, point) for session, signature in zip(sessions, signatures, strict=True)]

@@ -90,7 +90,7 @@ class OnnxDecoder(_CachedRunner):
     def activate_impl(self) -> None:
         """Open the session."""
         self._inner.activate()
-        self.signature = signature_of(self._inner.sess, str(self._graph))
+        self.signature = signature_of(self._inner.sess, self._graph)
 
     @util.check_called_by("deactivate")  # type: ignore[untyped-decorator]
     def deactivate_impl(self) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gatenorm_export.errors import RefusedError
+from gatenorm_export.precision.head_sizes import open_head_sizes
 
 TOKENS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
 DTYPES: dict[str, type[np.generic]] = {
@@ -48,29 +50,37 @@ class DecodeSignature:
     present: tuple[str, ...]
 
 
-def signature_of(session: Any, graph: str) -> DecodeSignature:
-    """Read the signature off an ONNX Runtime session.
+def signature_of(session: Any, graph: Path) -> DecodeSignature:
+    """Read the signature off the ONNX Runtime session of ``graph``.
 
     Past inputs are all inputs but tokens, mask and positions; present outputs are all outputs but the first. They pair
     by position, as optimum's and ONNX Runtime's own clients pair them.
 
     Raises:
         RefusedError: the graph takes no tokens, or pasts and presents do not pair up.
+        InputError: a size that the session leaves open cannot be told from the graph.
     """
     inputs, outputs = session.get_inputs(), session.get_outputs()
     plain = tuple(entry.name for entry in inputs if entry.name in {TOKENS, MASK, POSITIONS})
+    shapes = {
+        entry.name: tuple(length if isinstance(length, int) else None for length in entry.shape)
+        for entry in inputs
+        if entry.name not in plain
+    }
+    if TOKENS not in plain:
+        raise RefusedError(f"{graph}: has no input {TOKENS}; only decoders over tokens can be compared so far")
+    # Batch and past are open; a third open length is the size of a head.
+    sizes = open_head_sizes(graph) if any(shape.count(None) > 2 for shape in shapes.values()) else {}
     past = tuple(
         CacheInput(
             entry.name,
-            tuple(length if isinstance(length, int) else None for length in entry.shape),
+            (*shapes[entry.name][:-1], sizes[entry.name]) if entry.name in sizes else shapes[entry.name],
             DTYPES.get(entry.type, np.float32),
         )
         for entry in inputs
-        if entry.name not in plain
+        if entry.name in shapes
     )
     present = tuple(entry.name for entry in outputs[1:])
-    if TOKENS not in plain:
-        raise RefusedError(f"{graph}: has no input {TOKENS}; only decoders over tokens can be compared so far")
     if len(past) != len(present):
         raise RefusedError(f"{graph}: {len(past)} cache inputs but {len(present)} cache outputs; they must pair up")
     return DecodeSignature(plain, past, outputs[0].name, present)

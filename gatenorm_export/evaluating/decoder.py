@@ -65,7 +65,7 @@ class GraphDecoder:
         self.name = str(graph)
         self.backend = f"ONNX Runtime {onnxruntime.__version__} CPU"
         self._session: Any = open_session(graph)
-        self._signature = signature_of(self._session, self.name)
+        self._signature = signature_of(self._session, graph)
         inputs = {entry.name: entry for entry in self._session.get_inputs()}
         self._dtypes = {name: _PLAIN_DTYPES.get(inputs[name].type, np.int64) for name in self._signature.plain}
         batch, vocabulary = inputs[TOKENS].shape[0], self._session.get_outputs()[0].shape[-1]
