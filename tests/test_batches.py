@@ -12,6 +12,7 @@ from killing import kill_worker
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.building import find_flavour, read_engine
+from gatenorm_export.cli.batches import names_of
 from gatenorm_export.cli.main import main
 from gatenorm_export.errors import ExitCode, MissingPartError
 from gatenorm_export.pruning import prune_graph
@@ -152,13 +153,21 @@ def test_plans_of_a_checkpoint_in_torch(exported, tmp_path: Path) -> None:
         assert report.base.path == spec.path
 
 
+def test_names_are_as_long_as_they_must_be(tmp_path: Path) -> None:
+    for folder in ("first/pruned", "second/pruned"):
+        (tmp_path / folder).mkdir(parents=True)
+    first, second, engine = (tmp_path / name for name in ("first/pruned", "second/pruned/model.onnx", "a.engine"))
+    assert list(names_of([first, engine])) == ["pruned", "a"]
+    assert list(names_of([first, second])) == ["first-pruned", "second-pruned"]
+
+
 @pytest.mark.parametrize(
     ("verb", "rest", "said"),
     [
         ("bench", ["base", "one", "two"], "several results of bench need a folder; name one with -o"),
         ("bench", ["base", "one", "two", "-o", "a.json"], "several results of bench need a folder"),
         ("build", ["base", "one", "-o", "a.engine"], "several results of build need a folder"),
-        ("bench", ["base", "one", "one/model.onnx", "-o", "out"], "would both be called one"),
+        ("bench", ["base", "one", "one/model.onnx", "-o", "out"], "one: is named twice"),
         ("bench", ["base", "one", "two", "-o", "out", "--control", "one"], "name one pruned model"),
         ("bench", ["base", "one", "--executor", "ray"], "name a place for them with -o"),
         ("bench", ["base", "one", "two", "-o", "out", "--baseline", "none"], "no such baseline"),

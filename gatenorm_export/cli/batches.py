@@ -27,18 +27,28 @@ _COMMON_STEMS = frozenset({"model", "plan"})
 def names_of(paths: Sequence[Path]) -> dict[str, Path]:
     """A name for what each path becomes: its folder's for ``model.onnx`` or ``plan.json``, else its own.
 
+    Where two would have one name, as the ``pruned/`` of two runs, all are called by as many folders above as it takes.
+
     Raises:
-        InputError: two have one name.
+        InputError: a path is named twice, or two cannot be told apart.
     """
-    found: dict[str, Path] = {}
-    for path in paths:
-        whole = path.resolve()
-        own = whole.name if path.is_dir() else path.stem
-        name = whole.parent.name if own in _COMMON_STEMS else own
-        if name in found:
-            raise InputError(f"{found[name]} and {path} would both be called {name}; copy one under another name")
-        found[name] = path
-    return found
+    tails = [_tail(path) for path in paths]
+    for path, tail in zip(paths, tails, strict=True):
+        if tails.count(tail) > 1:
+            raise InputError(f"{path}: is named twice, or has the name of another one; name each once")
+    for depth in range(1, max(map(len, tails)) + 1):
+        names = ["-".join(tail[-depth:]) for tail in tails]
+        if len(set(names)) == len(names):
+            return dict(zip(names, paths, strict=True))
+    raise InputError(f"{', '.join(map(str, paths))}: two would have one name; copy one under another name")
+
+
+def _tail(path: Path) -> tuple[str, ...]:
+    """The folders of a path and its own name, which ends it unless its folder tells more."""
+    whole = path.resolve()
+    own = whole.name if path.is_dir() else path.stem
+    folders = whole.parent.parts[1:]
+    return folders if own in _COMMON_STEMS and folders else (*folders, own)
 
 
 def batch_folder(out: Path | None, *, verb: str) -> Path:
