@@ -112,7 +112,7 @@ def test_a_vision_tower_is_judged_by_classes_or_vectors(name: str, ran) -> None:
     assert "synthetic images" in (ran(name) / "report.html").read_text()
 
 
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", [*EXPERTS[:2], *(pytest.param(name, marks=pytest.mark.wide) for name in EXPERTS[2:])])
 def test_a_mixture_of_experts_is_a_decoder_whose_routing_is_not_baked_in(name: str, ran) -> None:
     """Faithfulness runs other tokens, batches and lengths than the traced example: other experts for each."""
     report = report_of(ran(name))
