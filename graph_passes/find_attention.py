@@ -158,7 +158,7 @@ def _recorded_list(model: ir.Model, kind: Kind) -> tuple[list[int], int]:
         layers = json.loads(recorded)
         n_layers = int(model.metadata_props[n_key])
         valid = isinstance(layers, list) and all(type(layer) is int and 0 <= layer < n_layers for layer in layers)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         valid = False
     if not valid:
         raise ValueError(

@@ -17,7 +17,7 @@ def make_case(run_seed: int, number: int, seeds: tuple[Seed, ...]) -> Input:
     if rng.random() < 0.08:
         made.edits.append(mutate_folder(rng, made, seed.named))
     if not made.edits or rng.random() < 0.1:
-        for _ in range(rng.choice((1, 1, 1, 2))):
+        for _ in range(rng.choice((1, 1, 1, 2)) if made.files else 0):
             name = rng.choice([name for name in seed.kinds if name in made.files] or list(made.files))
             made.files[name], what = MUTATORS[seed.kinds.get(name, "bytes")](rng, made.files[name])
             made.edits.append(f"{name}: {what}")

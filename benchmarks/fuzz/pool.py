@@ -18,7 +18,6 @@ from benchmarks.fuzz.worker import serve
 
 LIMIT_SECONDS = 10.0
 """Seconds of the processor that a case may take."""
-_IDLE_SECONDS = 45.0
 _START_SECONDS = 300.0
 
 
@@ -32,6 +31,8 @@ class Plan:
     kept: tuple[Input, ...] = ()
     workers: int = 2
     log: str = "/dev/null"
+    idle_seconds: float = 45.0
+    """Seconds without any use of the processor that a case may take: it waits for something that does not come."""
 
 
 def run_cases(plan: Plan, seeds: tuple[Seed, ...], tell: Callable[[Verdict], None]) -> None:
@@ -71,6 +72,7 @@ def _lost(plan: Plan, seeds: tuple[Seed, ...], number: int, why: str) -> Verdict
 
 class _Worker:
     def __init__(self, plan: Plan) -> None:
+        self._idle = plan.idle_seconds
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         arguments = (theirs, plan.run_seed, plan.only, plan.kept, plan.log)
@@ -101,7 +103,7 @@ class _Worker:
             now = self._cpu_seconds()
             last, moved = (now, time.monotonic()) if now > last else (last, moved)
             # A busy machine gives a case little of the processor; one that waits for something takes none at all.
-            if now - begin > LIMIT_SECONDS or time.monotonic() - moved > _IDLE_SECONDS:
+            if now - begin > LIMIT_SECONDS or time.monotonic() - moved > self._idle:
                 self._process.kill()
                 return f"no answer after {now - begin:.0f} s of the processor"
         try:

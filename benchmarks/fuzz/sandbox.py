@@ -105,7 +105,9 @@ class Sandbox:
             writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
             self._look(path, "written" if writes else "read", writes=writes)
         elif event in _WRITES and isinstance(arguments[0], str | bytes):
-            self._look(os.fsdecode(arguments[0]), event, writes=True)
+            folder = arguments[-1] if type(arguments[-1]) is int and len(arguments) > 1 else -1
+            place = Path(f"/proc/self/fd/{folder}").readlink() if folder >= 0 else Path()
+            self._look(str(place / os.fsdecode(arguments[0])), event, writes=True)
         elif event in _LISTS and isinstance(arguments[0], str | bytes):
             self._look(os.fsdecode(arguments[0]), event, writes=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.fuzz.broken_targets import BROKEN_TARGETS
 from benchmarks.fuzz.inputs import IN, OUT
 
 Target = Callable[[Path], int]
@@ -130,3 +131,5 @@ TARGETS: dict[str, Target] = {
     "read profiles": _read_profiles,
 }
 """Every target by the name that seeds call it."""
+
+TARGETS |= BROKEN_TARGETS

@@ -29,7 +29,7 @@ def serve(connection: Connection, run_seed: int, only: tuple[str, ...], kept: It
         root = make_root()
         try:
             sandbox = Sandbox(root)
-            _warm_up(sandbox)
+            _warm_up(sandbox, seeds)
             connection.send(len(seeds))
             while (number := connection.recv()) is not None:
                 made = replays[-1 - number] if number < 0 else make_case(run_seed, number, seeds)
@@ -42,9 +42,9 @@ def serve(connection: Connection, run_seed: int, only: tuple[str, ...], kept: It
             shutil.rmtree(root, ignore_errors=True)
 
 
-def _warm_up(sandbox: Sandbox) -> None:
+def _warm_up(sandbox: Sandbox, seeds: tuple[inputs.Seed, ...]) -> None:
     """Run every seed as it is on every target of its: imports, threads and caches are there then, and all must pass."""
-    for seed in all_seeds():
+    for seed in seeds:
         for target in seed.targets:
             verdict = judge(-1, inputs.Input(seed.name, target, dict(seed.files)), sandbox)
             if verdict.kind not in {"ok", "refused"} and verdict.kind != "forbidden":

@@ -152,8 +152,9 @@ class UnpackedSource:
         return TensorInfo(name, (width, depth), form, sum(part.nbytes for part in parts), info.file)
 
     def _check_method(self, where: str, *, awq: bool) -> None:
-        method, version = self._method.get("quant_method"), str(self._method.get("version", "gemm")).lower()
-        form = self._method.get("checkpoint_format") or "gptq"
+        named = self._method.get("quant_method")
+        method, version = None if named is None else str(named), str(self._method.get("version", "gemm")).lower()
+        form = str(self._method.get("checkpoint_format") or "gptq")
         if awq and (method not in {"awq", None} or version != "gemm"):
             raise InputError(f"{where} is packed by {method} ({version}), which is not undone here")
         if not awq and (method not in {"gptq", None} or form not in _GPTQ_FORMATS):

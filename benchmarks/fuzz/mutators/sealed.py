@@ -1,4 +1,4 @@
-"""A bundle's manifest, sealed anew after it was changed: a seal is a digest, and whoever changes a file can make one."""
+"""A bundle's manifest, changed and sealed anew: a seal is a digest, and whoever changes a file can make one."""
 
 from __future__ import annotations
 
