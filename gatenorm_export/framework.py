@@ -154,16 +154,17 @@ def load_tokenizer(folder: Path | None, spec: ModelSpec | None) -> Any | None:
         ImportError: transformers is not installed.
         InputError: a tokenizer is there but cannot be loaded.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folders = [folder] if folder is not None else []
     if spec is not None and spec.source != "gguf":
         folders.append(Path(spec.path))
     for place in folders:
         if any((place / name).is_file() for name in TOKENIZER_FILES):
+            kind = PreTrainedTokenizerFast if _of_transformers_5(place) else AutoTokenizer
             with silenced():
                 try:
-                    return AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+                    return kind.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     first = (str(error).strip().splitlines() or [""])[0]
                     raise InputError(f"{place}: its tokenizer cannot be loaded ({first})") from error
@@ -174,6 +175,19 @@ def load_tokenizer(folder: Path | None, spec: ModelSpec | None) -> Any | None:
     with silenced(), contextlib.suppress(OSError, ValueError, KeyError, TypeError, NotImplementedError):
         return AutoTokenizer.from_pretrained(location, local_files_only=True, trust_remote_code=False, **options)
     return None
+
+
+def _of_transformers_5(folder: Path) -> bool:
+    """Whether the tokenizer was saved by transformers 5, which has another word for its class of all fast tokenizers.
+
+    onnxruntime-genai's model builder runs on that version, and its folders are read here.
+    """
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Whether that matters, and how, transformers itself says best.
+        return False
+    return isinstance(config, dict) and config.get("tokenizer_class") == "TokenizersBackend"
 
 
 @contextlib.contextmanager

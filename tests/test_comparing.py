@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from engine_cases import write_attention
+from model_zoo import make_tokenizer
 from report_factory import a_latency, a_quality
 
 from gatenorm_export.comparing import Limits, check_limits, load_text, measure_latency, measure_quality
@@ -18,7 +20,7 @@ from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder, ope
 from gatenorm_export.comparing.signature import signature_of
 from gatenorm_export.comparing.text import Text, tokenize
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.framework import load_framework_model, zeroed_attention
+from gatenorm_export.framework import load_framework_model, load_tokenizer, zeroed_attention
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.silence import silent_polygraphy
 
@@ -175,3 +177,14 @@ def test_a_size_of_heads_that_the_graph_leaves_open_is_told_by_its_attention(tmp
     graph = write_attention(tmp_path / "g.onnx", ["batch", "step"], ["batch", "total"], ["batch", 2, "past", "size"])
     signature = signature_of(open_session(graph), graph)
     assert [entry.filled(3, 5).shape for entry in signature.past] == [(3, 2, 5, 16)] * 2
+
+
+def test_a_tokenizer_that_transformers_5_saved_is_read(tmp_path: Path) -> None:
+    """onnxruntime-genai's builder runs on it, and its class of all fast tokenizers has a name of its own there."""
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer_class": "TokenizersBackend"}))
+    found = load_tokenizer(tmp_path, None)
+    assert found("w5 w9 w77")["input_ids"] == tokenizer("w5 w9 w77")["input_ids"]
+    assert found.eos_token == tokenizer.eos_token
