@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 from triton_cases import DROPPED, MODEL, direct, tiny_bundle
 
+from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.bundling import BundleRequest, make_bundle, open_bundle
 from gatenorm_export.cli.main import main
 from gatenorm_export.deploying.triton import RECORD_NAME, Load, Placement, TritonRequest, write_repository
 from gatenorm_export.deploying.triton.config_text import Word, config_text
 from gatenorm_export.deploying.triton.stepping import engine_backend, stepping_config
 from gatenorm_export.errors import ExitCode, InputError, RefusedError, TamperedError
-from gatenorm_export.records import BundleEngine, Profile, ProfileBounds, TensorSpec, TritonRepository
+from gatenorm_export.records import BundleEngine, EngineArtifact, Profile, ProfileBounds, TensorSpec, TritonRepository
 
 pbtxt = pytest.importorskip("google.protobuf.text_format")
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -207,6 +208,50 @@ def test_an_engine_is_configured_by_its_own_bindings(bundle: Path, tmp_path: Pat
         )
     with pytest.raises(RefusedError, match="--context longer than --prompt"):
         engine_backend(engine_of(bundle, prompt=64, context=64), decoding)
+
+
+def test_an_engine_of_tensorrt_is_served_as_it_is(bundle: Path, tmp_path: Path) -> None:
+    entry, graph = engine_of(bundle), open_bundle(bundle).manifest.graph
+    engine = tmp_path / "pruned.engine"
+    engine.write_bytes(b"ftrt" + bytes(100))
+    EngineArtifact(
+        engine=engine.name,
+        sha256=sha256_of(engine),
+        bytes=engine.stat().st_size,
+        parent_sha256=graph.sha256,
+        flavour="tensorrt",
+        flavour_version=entry.flavour_version,
+        precision="fp32",
+        profiles=entry.profiles,
+        n_network_layers=1,
+        n_inputs=len(graph.inputs),
+        n_outputs=len(graph.outputs),
+        gpu="a GPU",
+        build_seconds=1.0,
+        built_on="here",
+    ).save(tmp_path / "pruned.engine.json")
+    make_bundle(BundleRequest(source=bundle, out=tmp_path / "bundle", engines=(engine,), name=MODEL))
+    with pytest.raises(RefusedError, match=r"pruned\.engine takes 4 at most"):
+        large = Load(max_batch=5)
+        write_repository(
+            TritonRequest(tmp_path / "bundle", tmp_path / "out", models=("generate",), runtime="tensorrt", load=large)
+        )
+    request = TritonRequest(tmp_path / "bundle", tmp_path / "out", runtime="tensorrt", load=Load(max_batch=2))
+    record = write_repository(request)
+    assert [model.name for model in record.models] == [MODEL, f"{MODEL}_onnx", f"{MODEL}_tensorrt"]
+    assert (tmp_path / "out" / f"{MODEL}_tensorrt" / "1" / "model.plan").read_bytes() == engine.read_bytes()
+    assert config_of(tmp_path / "out" / f"{MODEL}_tensorrt").platform == "tensorrt_plan"
+    generating = config_of(tmp_path / "out" / MODEL)
+    parameters = {key: value.string_value for key, value in generating.parameters.items()}
+    assert (parameters["runtime"], parameters["engine"]) == ("tensorrt", "engines/pruned.engine")
+    # The longest cache of the decode profile, and the new token.
+    assert parameters["max_context"] == "256"
+    assert generating.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    served = {path.name for path in (tmp_path / "out" / MODEL / "1" / "bundle").rglob("*") if path.is_file()}
+    assert "pruned.engine" in served
+    assert "model.onnx" not in served
+    code = {path.name for path in (tmp_path / "out" / MODEL / "1").glob("*.py")}
+    assert {"tensorrt_runtime.py", "cuda.py"} <= code
 
 
 def test_what_the_bundle_has_no_part_for_is_refused_where_it_was_asked_for(bundle: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gatenorm_export.deploying.triton.config_text import Value, Word
-from gatenorm_export.deploying.triton.configs import instance_group
+from gatenorm_export.deploying.triton.configs import check_batch, instance_group
 from gatenorm_export.deploying.triton.request import RuntimeName, TritonRequest
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.records import BundleEngine, BundleManifest, Decoding
@@ -66,14 +66,23 @@ def _context_of(engine: BundleEngine, decoding: Decoding) -> int:
     return max(lengths)
 
 
+def largest_batch(engine: BundleEngine, manifest: BundleManifest) -> int:
+    """The largest batch that every profile of an engine takes."""
+    assert manifest.decoding is not None
+    tokens = manifest.decoding.token_input
+    return min(bound.max[0] for profile in engine.profiles for bound in profile.bounds if bound.input == tokens)
+
+
 def generating_config(name: str, manifest: BundleManifest, request: TritonRequest) -> dict[str, Value]:
     """The configuration. Requests are batched by the model itself, since those that stream end at different times.
 
     Raises:
-        RefusedError: see :func:`choose_runtime` and :func:`max_context`.
+        RefusedError: see :func:`choose_runtime` and :func:`max_context`; or the engine takes smaller batches.
     """
     runtime, engine = choose_runtime(manifest, request.runtime)
     load = request.load
+    if engine is not None:
+        check_batch(load.max_batch, largest_batch(engine, manifest), engine.file)
     parameters = {
         "runtime": runtime,
         "threads": request.placement.threads,

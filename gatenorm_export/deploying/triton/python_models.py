@@ -21,20 +21,20 @@ def write_generating(folder: Path, bundle: Bundle, request: TritonRequest) -> No
     roles = {"graph", "weights", "tokenizer"} if runtime == "onnxruntime" else {"tokenizer"}
     wanted = [file.name for file in bundle.manifest.files if file.role in roles]
     wanted += [engine.file] if engine is not None else []
-    _write_code(folder, ("model", "onnx_runtime" if runtime == "onnxruntime" else "tensorrt_runtime"))
+    _write_code(folder, "model")
     _copy(bundle, ("manifest.json", *wanted), folder / "bundle")
 
 
 def write_tokenizing(folder: Path, bundle: Bundle) -> None:
     """The model that makes an encoder's inputs of text."""
-    _write_code(folder, ("tokenizing_model",))
+    _write_code(folder, "tokenizing_model")
     _copy(bundle, ("tokenizer.json",), folder / "bundle")
 
 
-def _write_code(folder: Path, modules: Iterable[str]) -> None:
-    """``modules`` and what they import. In the repository the files lie beside each other, with no package around."""
+def _write_code(folder: Path, module: str) -> None:
+    """A module and what it imports. In the repository the files lie beside each other, with no package around."""
     folder.mkdir(parents=True)
-    wanted, done = list(modules), set()
+    wanted, done = [module], set()
     while wanted:
         name = wanted.pop()
         if name in done:

@@ -31,8 +31,8 @@ class Places:
 
 @dataclasses.dataclass(frozen=True)
 class Drain:
-    """``served`` tells whether the server still takes requests for the model. Once it does not, what is under way may go
-    on for ``seconds``, and gets an error then: a server that shuts down waits for it, and cuts it off without a word."""
+    """``served`` tells whether the server still takes requests for the model. Once it does not, what is under way may
+    go on for ``seconds``, and gets an error then; the server itself would cut it off without a word."""
 
     served: Callable[[], bool]
     seconds: float
