@@ -107,6 +107,7 @@ def test_the_command_line_answers_without_heavy_packages(arguments: list[str]) -
                 "calibrating",
                 "comparing",
                 "correlating",
+                "deploying.triton",
                 "evaluating",
                 "executing",
                 "recovering",
