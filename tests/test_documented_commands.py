@@ -15,6 +15,12 @@ import pytest
 from documented import ROOT, commands, fences, pages
 
 PYTHON_BLOCKS = [(page, number) for page in pages() for number in range(len(fences(page, "python")))]
+BENCHMARKS = [
+    command
+    for language in ("console", "text")
+    for _, command in commands(language)
+    if command.startswith("python -m benchmarks.")
+]
 
 pytestmark = pytest.mark.real
 
@@ -50,9 +56,21 @@ def test_the_set_up_commands_exist() -> None:
     for page, command in others:
         if command.startswith("make "):
             assert command.split()[1] in targets, page
+        elif command.startswith("python -m benchmarks."):
+            continue
         else:
             assert command.startswith("pip install torch==2.13.0 && pip install -e"), f"{page}: {command}"
             assert re.findall(r"\.\[(\w+)\]", command)[0] in extras
+
+
+@pytest.mark.parametrize("module", sorted({line.split()[2] for line in BENCHMARKS}))
+def test_benchmarks_take_what_the_pages_give_them(module: str) -> None:
+    """They run for minutes and have tests of their own at small sizes: here, modules and options must exist."""
+    done = run([sys.executable, "-m", module, "--help"], ROOT)
+    assert done.returncode == 0, done.stderr
+    for line in BENCHMARKS:
+        if line.split()[2] == module:
+            assert {word for word in line.split() if word.startswith("--") and word not in done.stdout} == set(), line
 
 
 def test_the_main_job_keeps_its_promises(folder: Path) -> None:
