@@ -183,6 +183,9 @@ def _contents(request: BundleRequest, gathered: _Gathered) -> Contents:
         for interface, path in zip((gathered.interface, *gathered.companions), paths, strict=True):
             contents.add(interface.graph.file, "graph", path)
             contents.add_all("weights", interface.data)
+        if source.repair is not None:
+            # Beside the graph, where every verb looks for it.
+            contents.add(source.repair.name, "record", source.repair)
     for engine in gathered.engines:
         contents.add(engine.entry.file, "engine", engine.path)
         contents.add(engine.entry.record, "record", engine.record.to_json().encode())

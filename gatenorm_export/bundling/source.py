@@ -12,7 +12,6 @@ from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import BUNDLED_RECORDS, MANIFEST_NAME, graph_file, graph_manifest, manifest_file
 from gatenorm_export.kinds import SPEECH_GRAPHS
 from gatenorm_export.records import BundleManifest, ComparisonReport, ExportedGraph, PrunedGraph, RunManifest
-from gatenorm_export.repairs import REPAIR_FILE
 from gatenorm_export.run_folder import COMPARISON, PLAN, SCORES, engine_file
 from gatenorm_export.small_files import inside, read_object
 
@@ -26,7 +25,8 @@ _REPORTS = ("report.html", "report.md", "report.json", "scores.svg")
 class BundleSource:
     """Where everything lies. ``record`` is the graph's own, where export or prune wrote one.
 
-    ``records`` and ``reports`` are files by the name they get in the bundle; ``engines`` were built by the run.
+    ``records`` and ``reports`` are files by the name they get in the bundle; ``engines`` were built by the run, and
+    ``repair`` holds what stands in for the removed attention.
     ``earlier`` is the manifest of the bundle that all this is taken from, where it is one.
     """
 
@@ -36,6 +36,7 @@ class BundleSource:
     records: dict[str, Path]
     reports: dict[str, Path]
     engines: tuple[Path, ...]
+    repair: Path | None = None
     earlier: BundleManifest | None = None
 
 
@@ -82,11 +83,12 @@ def _of_graph(graph: Path) -> BundleSource:
         companions = tuple(graph.with_name(name) for name in names if graph.with_name(name).is_file())
     records: dict[str, Path] = {}
     if record is not None:
+        # What is written there is the record that was read, wherever it lies.
         records[f"{record.kind}.json"] = manifest_file(graph)
-    if isinstance(record, PrunedGraph) and record.repair is not None:
-        # The name alone: a record cannot lead out of the graph's folder.
-        records[REPAIR_FILE] = graph.with_name(Path(record.repair.file).name)
-    return BundleSource(graph, companions, record, records, {}, ())
+    repair = record.repair if isinstance(record, PrunedGraph) else None
+    # The name alone: a record cannot lead out of the graph's folder.
+    stand_ins = inside(graph.parent, Path(repair.file).name) if repair is not None else None
+    return BundleSource(graph, companions, record, records, {}, (), stand_ins)
 
 
 def _of_run(folder: Path) -> BundleSource:

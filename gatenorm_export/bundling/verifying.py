@@ -16,7 +16,7 @@ from gatenorm_export.bundling.stepping import check_session, open_graph
 from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.errors import GateNormError, InputError, MissingPartError, RefusedError
 from gatenorm_export.genai_config import GENAI_CONFIG
-from gatenorm_export.graphs import BUNDLED_RECORDS, graph_manifest
+from gatenorm_export.graphs import graph_manifest
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     BundleCheck,
@@ -174,19 +174,19 @@ def _faithfulness(bundle: Bundle, name: str, progress: Progress) -> BundleCheck:
 
 def _proved(bundle: Bundle, spec: ModelSpec, progress: Progress) -> tuple[bool | None, str]:
     from gatenorm_export.comparing import check_faithfulness
-    from gatenorm_export.repairs import REPAIR_FILE, load_repairs
+    from gatenorm_export.repairs import repairs_of
 
     graph = bundle.graph_path
     if graph is None:
         return None, "the bundle holds engines alone"
     record = graph_manifest(graph, digest_data=False)
     pruned = record if isinstance(record, PrunedGraph) else None
-    repaired = pruned is not None and pruned.repair is not None
+    repair = pruned.repair if pruned is not None else None
     found = check_faithfulness(
         graph,
         spec,
         bundle.manifest.dropped,
-        repairs=load_repairs(bundle.path(f"{BUNDLED_RECORDS}/{REPAIR_FILE}")) if repaired else None,
+        repairs=repairs_of(graph, repair) if repair is not None else None,
         tower=record.tower if record is not None else "",
         cross=pruned.dropped_cross if pruned is not None else (),
         progress=progress,
