@@ -133,6 +133,8 @@ class _Writer:
     def _onnxruntime(self) -> Iterator[TritonModel]:
         graph, decoding = self._graph(), self._manifest.decoding
         name = f"{self._name}_onnx"
+        if self._manifest.companions:
+            raise RefusedError("a speech model is several graphs that call each other, which no model here does")
         if decoding is None:
             config = forward_config(name, graph, self._request)
             does = "one call of the graph"
