@@ -67,7 +67,7 @@ def built(exported, flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) 
 def test_an_absent_flavour_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        MissingPartError, match=r"no TensorRT is not installed.*gatenorm\[trt-rtx\].*gatenorm\[tensorrt\]"
+        MissingPartError, match=r"no TensorRT is installed.*gatenorm\[trt-rtx\].*gatenorm\[tensorrt\]"
     ):
         find_flavour()
     with pytest.raises(
@@ -288,7 +288,9 @@ def test_too_little_memory_or_disk_is_told_before_the_build(tmp_path: Path, monk
     monkeypatch.setattr(resources, "free_memory", lambda: 100_000_000)
     assert "about 0.3 GB of memory, and 0.1 GB are free" in refusal(RefusedError)
     monkeypatch.setattr(resources, "free_disk", lambda folder: 900_000)
-    assert "up to 0.00 GB, and 0.00 GB are free" in refusal(OutputError, despite_memory=True)
+    assert "up to 6 MB, and 1 MB are free" in refusal(OutputError, despite_memory=True)
+    for weights, shared, measured in ((538e6, True, 582e6), (269e6, True, 296e6), (538e6, False, 1_007e6)):
+        assert measured < resources.engine_size(int(weights), 30, shared=shared) < 1.25 * measured
 
 
 def test_a_run_builds_as_it_is_told(exported, flavour: Flavour, tmp_path: Path) -> None:

@@ -34,8 +34,15 @@ def main() -> int:
     except RefusedError as error:
         _send(messages, {"refused": str(error)})
         return 0
+    except _Unwritten as error:
+        _send(messages, {"unwritten": str(error)})
+        return 0
     _send(messages, {"result": result})
     return 0
+
+
+class _Unwritten(Exception):
+    """The engine was built, and there is no place for it."""
 
 
 def _leave_with_parent() -> None:
@@ -72,7 +79,10 @@ def _compile(job: BuildJob, report: Any) -> dict[str, Any]:
         # polygraphy only says that there is no engine; the reason is in TensorRT's log, which the parent reads.
         raise RefusedError(f"{job.graph}: TensorRT cannot build an engine from it") from error
     seconds = time.perf_counter() - start
-    Path(job.engine).write_bytes(serialized)
+    try:
+        Path(job.engine).write_bytes(serialized)
+    except OSError as error:
+        raise _Unwritten(f"the engine's {serialized.nbytes:,} bytes cannot be written ({error.strerror})") from error
     return facts | {"compile_seconds": seconds, "peak_bytes": kernel_bytes(PROCESS, "VmHWM:")}
 
 

@@ -11,7 +11,7 @@ import tempfile
 from typing import IO, Any
 
 from gatenorm_export.building.job import BuildJob
-from gatenorm_export.errors import RefusedError
+from gatenorm_export.errors import OutputError, RefusedError
 from gatenorm_export.progress import Task
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -27,6 +27,7 @@ def compile_engine(job: BuildJob, bar: Task) -> dict[str, Any]:
 
     Raises:
         RefusedError: TensorRT cannot parse or build the graph, or its process died.
+        OutputError: the engine was built and cannot be written.
     """
     # -P keeps the current folder off the path; where the package itself lies is told by ours.
     command = [sys.executable, "-P", "-m", "gatenorm_export.building.compile_worker"]
@@ -56,6 +57,8 @@ def compile_engine(job: BuildJob, bar: Task) -> dict[str, Any]:
                     _close(pipe)
         if "refused" in found:
             raise RefusedError(f"{found['refused']}{_reason(talk, found['refused'])}")
+        if "unwritten" in found:
+            raise OutputError(f"{found['unwritten']}; make room, or choose another disk")
         if "result" not in found:
             raise RefusedError(_death(job, code, talk))
         result: dict[str, Any] = found["result"]
@@ -78,7 +81,7 @@ def _listen(process: subprocess.Popen[str], job: BuildJob, bar: Task) -> dict[st
             bar.total(message["steps"])
             bar.advance(message["done"] - done)
             done = message["done"]
-        if "refused" in message or "result" in message:
+        if message.keys() & {"refused", "unwritten", "result"}:
             found: dict[str, Any] = message
             return found
     return {}

@@ -148,7 +148,10 @@ def _compile(job: BuildJob, engine: Path, graph: Path, prepared: PreparedGraph, 
     label = f"build {engine.name} ({job.flavour} {job.version})"
     try:
         with progress.task(label) as bar, atomic_file(engine) as temporary:
-            facts = compile_engine(job.model_copy(update={"engine": str(temporary)}), bar)
+            try:
+                facts = compile_engine(job.model_copy(update={"engine": str(temporary)}), bar)
+            except OutputError as error:
+                raise OutputError(f"{engine}: {error}") from error
             record_file(engine).unlink(missing_ok=True)
     except RefusedError as error:
         # The user knows the graph, not the copy of it that was prepared.
@@ -194,7 +197,9 @@ def _check_resources(
     halved = precision in _HALF
     weights = network.weight_bytes - (network.float32_bytes // 2 if halved else 0)
     shared = _shared(profiles)
-    check_disk(engine.parent, weights, shared=shared)
+    # A key and a value a sublayer, as a rule.
+    caches = sum(len(bound.min) > 2 for bound in profiles[0].bounds)
+    check_disk(engine.parent, weights, (caches + 1) // 2, shared=shared)
     if not options.despite_memory:
         check_memory(graph, weights, network.n_nodes, shared=shared, halved=halved or network.float32_bytes == 0)
 

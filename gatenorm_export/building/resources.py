@@ -14,9 +14,11 @@ from gatenorm_export.memory import free_memory
 # nodes. With a decode step of 1 it takes 3,696 MB in fp32, since the matrices are there twice.
 _BASE_BYTES, _NODE_BYTES = 250_000_000, 145_000
 _MEMORY_SHARED, _MEMORY_TWICE = 3.1, 4.6
-# The engines of SmolLM2-135M: 582 MB in fp32, 296 MB in fp16, and 1,007 MB in fp32 with the matrices twice.
-_DISK_SHARED, _DISK_TWICE = 1.15, 1.9
-_PLAN_BYTES = 1_000_000
+# The engines of SmolLM2-135M, of 30 attention sublayers: 582 MB in fp32, 296 MB in fp16, and 1,007 MB in fp32 with the
+# matrices twice. Beside their weights, those of tiny models of 3 to 5 sublayers take 5.6 to 15 MB, where ai.onnx
+# Attention was lowered the most: 10.5 MB of 3 and 15 MB of 5.
+_DISK_SHARED, _DISK_TWICE = 1.05, 1.78
+_PLAN_BYTES, _SUBLAYER_BYTES = 4_000_000, 2_500_000
 
 
 def memory_needed(weight_bytes: int, n_nodes: int, *, shared: bool) -> int:
@@ -25,9 +27,10 @@ def memory_needed(weight_bytes: int, n_nodes: int, *, shared: bool) -> int:
     return _BASE_BYTES + n_nodes * _NODE_BYTES + weights
 
 
-def engine_size(weight_bytes: int, *, shared: bool) -> int:
+def engine_size(weight_bytes: int, n_attention: int, *, shared: bool) -> int:
     """Bytes of the engine, at most."""
-    return _PLAN_BYTES + round(weight_bytes * (_DISK_SHARED if shared else _DISK_TWICE))
+    weights = round(weight_bytes * (_DISK_SHARED if shared else _DISK_TWICE))
+    return _PLAN_BYTES + n_attention * _SUBLAYER_BYTES + weights
 
 
 def check_memory(graph: Path, weight_bytes: int, n_nodes: int, *, shared: bool, halved: bool) -> None:
@@ -45,16 +48,16 @@ def check_memory(graph: Path, weight_bytes: int, n_nodes: int, *, shared: bool, 
         )
 
 
-def check_disk(folder: Path, weight_bytes: int, *, shared: bool) -> None:
-    """Refuse a build whose engine the disk does not hold.
+def check_disk(folder: Path, weight_bytes: int, n_attention: int, *, shared: bool) -> None:
+    """Refuse a build whose engine the disk does not hold; ``n_attention`` sublayers have a cache.
 
     Raises:
         OutputError: it does not; the text has both figures.
     """
-    needed, free = engine_size(weight_bytes, shared=shared), free_disk(folder)
+    needed, free = engine_size(weight_bytes, n_attention, shared=shared), free_disk(folder)
     if free < needed:
         raise OutputError(
-            f"{folder}: the engine takes up to {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free; make room, "
+            f"{folder}: the engine takes up to {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; make room, "
             "or choose another disk"
         )
 
