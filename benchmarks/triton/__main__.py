@@ -111,14 +111,15 @@ def table(result: dict[str, Any]) -> str:
     rows = [f"{'':24}{'base':>10}{'pruned':>10}{'ratio':>8}"]
     for name, base in result["base"].items():
         pruned = result["pruned"][name]
-        rows.append(f"{name:24}{base:>10.1f}{pruned:>10.1f}{_ratio(name, base, pruned):>8}")
+        ratio = result["ratio"][name]
+        rows.append(f"{name:24}{base:>10.1f}{pruned:>10.1f}{'-' if ratio is None else f'{ratio:.3f}':>8}")
     return "\n".join(rows) + "\n"
 
 
-def _ratio(name: str, base: float, pruned: float) -> str:
+def _ratio(name: str, base: float, pruned: float) -> float | None:
     better, worse = (pruned, base) if name == "tokens_per_second" else (base, pruned)
     # Two tokens of a tiny model may come in one piece, with no time between them.
-    return f"{better / worse:.3f}" if worse else "-"
+    return better / worse if worse else None
 
 
 if __name__ == "__main__":
