@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from clients import framework_tokens, genai_tokens, optimum_tokens, same_tokens
 from model_zoo import row
 from test_comparing import WORDS
 
@@ -16,52 +16,10 @@ from gatenorm_export.bundling.configs import ModelConfigs
 from gatenorm_export.bundling.genai import genai_config
 from gatenorm_export.cli.main import main
 from gatenorm_export.errors import ExitCode
-from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import CacheTensor, Decoding
-from gatenorm_export.sources import resolve_model
 
 PROMPT = [5, 9, 17, 33, 21]
-
-
-def framework_tokens(model: str, dropped: tuple[int, ...], prompt: list[int], new: int) -> list[int]:
-    import torch
-
-    spec = resolve_model(model)
-    loaded, _ = load_framework_model(spec)
-    options: dict[str, Any] = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
-    with torch.inference_mode(), zeroed_attention(loaded, spec, dropped):
-        found = loaded.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **options)
-    return [int(token) for token in found[0]]
-
-
-def optimum_tokens(folder: Path, prompt: list[int], new: int) -> list[int]:
-    optimum = pytest.importorskip("optimum.onnxruntime")
-    import torch
-
-    client = optimum.ORTModelForCausalLM.from_pretrained(folder)
-    mask = torch.ones(1, len(prompt), dtype=torch.long)
-    found = client.generate(
-        torch.tensor([prompt]), attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0
-    )
-    return [int(token) for token in found[0]]
-
-
-def genai_tokens(folder: Path, prompt: list[int], new: int) -> list[int]:
-    og = pytest.importorskip("onnxruntime_genai")
-    model = og.Model(str(folder))
-    parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(prompt) + new, do_sample=False)
-    generator = og.Generator(model, parameters)
-    generator.append_tokens(np.array([prompt], dtype=np.int32))
-    while not generator.is_done():
-        generator.generate_next_token()
-    return [int(token) for token in generator.get_sequence(0)]
-
-
-def same_tokens(found: list[int], expected: list[int], ends: tuple[int, ...]) -> bool:
-    """genai leaves out the token that ends a sequence."""
-    return found == (expected[:-1] if len(found) < len(expected) and expected[-1] in ends else expected)
 
 
 @pytest.fixture(scope="module")
@@ -205,27 +163,3 @@ def test_what_genai_does_not_take_is_said(given: Decoding, reason: str) -> None:
     found = genai_config("model.onnx", given, NOTHING, 6)
     assert isinstance(found, str)
     assert re.search(reason, found)
-
-
-@pytest.mark.real
-def test_pruned_smollm2_in_both_clients(tmp_path: Path) -> None:
-    """Token for token what the framework gives with the same branches zeroed, from text to text."""
-    from transformers import AutoTokenizer
-
-    dropped, text, new = (19, 27, 28, 29), "The harbour master kept two clocks", 24
-    assert main(["export", "smollm2", "-o", str(tmp_path / "base"), "-q"]) == 0
-    prune_graph(tmp_path / "base" / "model.onnx", tmp_path / "pruned", layers=dropped)
-    folder = tmp_path / "bundle"
-    manifest = make_bundle(BundleRequest(tmp_path / "pruned", folder))
-    assert (manifest.licence, manifest.licence_source) == ("apache-2.0", "general.license of the GGUF file")
-    assert [(client.reason, client.note) for client in manifest.clients] == [("", ""), ("", "")]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = tokenizer(text)["input_ids"]
-    expected = framework_tokens("smollm2", dropped, prompt, new)
-    assert optimum_tokens(folder, prompt, new) == expected
-    assert same_tokens(genai_tokens(folder, prompt, new), expected, (2,))
-    og = pytest.importorskip("onnxruntime_genai")
-    reader = og.Tokenizer(og.Model(str(folder)))
-    reader.update_options(add_special_tokens="true")
-    assert [int(token) for token in reader.encode(text)] == prompt
-    assert verify_bundle(VerifyRequest(folder)).passed

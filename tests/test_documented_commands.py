@@ -118,24 +118,24 @@ def test_the_python_examples_run(folder: Path, page: Path, number: int) -> None:
     assert shown.get((page.stem, number), "") in done.stdout
 
 
-def test_the_pruned_folder_loads_in_optimum_and_generates(folder: Path) -> None:
-    """Greedy tokens of ORTModelForCausalLM on the pruned folder equal the framework's with those branches zeroed."""
-    import torch
-    from optimum.onnxruntime import ORTModelForCausalLM
+def test_pruned_folder_and_bundle_give_the_framework_s_tokens_in_both_clients(folder: Path) -> None:
+    """Greedy tokens of optimum and onnxruntime-genai equal the framework's with those branches zeroed, from text on."""
+    import onnxruntime_genai as og
+    from clients import framework_tokens, genai_tokens, optimum_tokens, same_tokens
     from transformers import AutoTokenizer
 
-    from gatenorm_export.framework import load_framework_model, zeroed_attention
-    from gatenorm_export.sources import resolve_model
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "out" / "pruned")
-    client = ORTModelForCausalLM.from_pretrained(folder / "out" / "pruned")
-    inputs = tokenizer("The harbour master kept two clocks", return_tensors="pt")
-    options = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
-    spec = resolve_model("smollm2")
-    model, _ = load_framework_model(spec)
-    with torch.inference_mode(), zeroed_attention(model, spec, (19, 27, 28, 29)):
-        expected = model.generate(**inputs, **options)
-    assert client.generate(**inputs, **options).tolist() == expected.tolist()
+    text, bundle = "The harbour master kept two clocks", folder / "bundle"
+    prompt = AutoTokenizer.from_pretrained(bundle)(text)["input_ids"]
+    expected = framework_tokens("smollm2", (19, 27, 28, 29), prompt, 16)
+    assert optimum_tokens(folder / "out" / "pruned", prompt, 16) == expected
+    assert optimum_tokens(bundle, prompt, 16) == expected
+    assert same_tokens(genai_tokens(bundle, prompt, 16), expected, (2,))
+    reader = og.Tokenizer(og.Model(str(bundle)))
+    reader.update_options(add_special_tokens="true")
+    assert [int(token) for token in reader.encode(text)] == prompt
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert (manifest["licence"], manifest["licence_source"]) == ("apache-2.0", "general.license of the GGUF file")
+    assert [(client["reason"], client["note"]) for client in manifest["clients"]] == [("", ""), ("", "")]
 
 
 def test_plotted_scores_and_report_are_self_contained(folder: Path) -> None:
