@@ -104,7 +104,7 @@ def logit_error(native: Path, pruned: Path, *, length: int = 24) -> float:
     rows = np.arange(length, dtype=np.int64)[None] * 7 % 97 + 3
     for graph in (native, pruned):
         session = open_session(graph)
-        signature = signature_of(session, str(graph))
+        signature = signature_of(session, graph)
         past = [entry.empty(1) for entry in signature.past]
         logits = []
         for start, end in ((0, length - 1), (length - 1, length)):
