@@ -17,6 +17,7 @@ import xxhash
 
 from gatenorm_export.records import LayerScores
 from gatenorm_export.scoring import ScoreRequest, score_model
+from gatenorm_export.scoring.bfloat16_products import BFLOAT16, bfloat16_products
 from gatenorm_export.scoring.weights import TowerWeights, open_towers
 from gatenorm_export.sources import resolve_model
 
@@ -116,6 +117,18 @@ def sgemm_rate(size: int = 4096) -> float:
     return 2 * size**3 / times.best
 
 
+def bfloat16_rate(size: int = 4096) -> float | None:
+    """The same of bfloat16 products on all cores; None where the CPU or oneDNN has none."""
+    products = bfloat16_products()
+    if products is None:
+        return None
+    a, out = np.ones((size, size), BFLOAT16), np.empty((size, size), np.float32)
+    times = Times()
+    for _ in range(3):
+        times.take(lambda: products.multiply(a, a, out))
+    return 2 * size**3 / times.best
+
+
 def lowest(scores: LayerScores, n: int) -> set[int]:
     """The layers that a plan of ``n`` drops."""
     ranked = sorted(scores.layers, key=lambda one: (one.score, -one.layer))
@@ -192,7 +205,11 @@ def measure(
         },
         "peak_memory_bytes": peak_memory_bytes(folder, cuts),
         "command_s": round(command_seconds(folder, cuts[0]), 3),
-        "roofline": {"read_bytes_per_s": round(bandwidth), "sgemm_flops_per_s": round(rate)},
+        "roofline": {
+            "read_bytes_per_s": round(bandwidth),
+            "sgemm_flops_per_s": round(rate),
+            "bfloat16_flops_per_s": bfloat16_rate(),
+        },
         "convention": full.convention.model_dump(mode="json") | {"bound": sketched.convention.bound},
     }
 
