@@ -10,7 +10,7 @@ from pathlib import Path
 
 def kill_worker(title: str) -> int:
     """Kill the process of that title among this one's descendants as soon as there is one; its number, or 0."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for folder in Path("/proc").iterdir():
             try:
