@@ -13,7 +13,7 @@ from toy_graphs import toy_decoder
 
 from gatenorm_export.pruning import prune_graph
 
-Touch = Callable[[Path], None]
+Touch = Callable[[Path], object]
 
 
 def toy_folder(folder: Path, *, layers: tuple[int, ...] = (1,), data: str | None = "weights.bin") -> Path:
@@ -60,7 +60,7 @@ def causal_decoder(*, hides: bool = True) -> ir.Model:
 
 
 def _append(name: str) -> Touch:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + b" ") and None
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + b" ")
 
 
 def _flip(name: str) -> Touch:
@@ -92,19 +92,19 @@ TOUCHES: dict[str, Touch] = {
     "a bit of the graph": _flip("model.onnx"),
     "a space behind a config": _append("config.json"),
     "a file removed": lambda folder: (folder / "tokenizer.json").unlink(),
-    "a file added": lambda folder: (folder / "extra.txt").write_text("x") and None,
-    "a hidden file in a folder": lambda folder: (folder / "records" / ".x").write_text("x") and None,
+    "a file added": lambda folder: (folder / "extra.txt").write_text("x"),
+    "a hidden file in a folder": lambda folder: (folder / "records" / ".x").write_text("x"),
     "an empty folder": lambda folder: (folder / "more").mkdir(),
-    "a name that is no text": lambda folder: (folder / os.fsdecode(b"\xff\xfe")).write_text("x") and None,
+    "a name that is no text": lambda folder: (folder / os.fsdecode(b"\xff\xfe")).write_text("x"),
     "a file as a link": _link,
     "the licence": _edit('"licence": "mit"', '"licence": "gpl"'),
     "a layer of the map": _edit('"2": 1', '"2": 0'),
     "a cache name": _edit('"past": "', '"past": "x'),
     "an unknown field": _edit('"task":', '"more": 1, "task":'),
     "a space in the manifest": _append("manifest.json"),
-    "a manifest cut off": lambda folder: (
-        (folder / "manifest.json").write_bytes((folder / "manifest.json").read_bytes()[:900]) and None
+    "a manifest cut off": lambda folder: (folder / "manifest.json").write_bytes(
+        (folder / "manifest.json").read_bytes()[:900]
     ),
-    "an empty manifest": lambda folder: (folder / "manifest.json").write_bytes(b"") and None,
+    "an empty manifest": lambda folder: (folder / "manifest.json").write_bytes(b""),
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
 }

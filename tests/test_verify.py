@@ -151,6 +151,8 @@ def test_a_forged_description_for_genai_is_found(bundle: Path) -> None:
         lambda content: content["decoding"]["caches"][0].update(length_axis=9),
         lambda content: content["probe"].update(prompt=[0] * 100_000),
         lambda content: content.update(schema=2),
+        lambda content: content.update(name="../../etc"),
+        lambda content: content.update(n_layers=10**12),
     ],
 )
 def test_a_hostile_manifest_is_no_manifest(change: Callable[[dict[str, Any]], None], bundle: Path) -> None:

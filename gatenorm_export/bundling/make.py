@@ -69,6 +69,8 @@ def make_bundle(request: BundleRequest, *, progress: Progress | None = None) -> 
     """
     progress = progress or Quiet()
     check_place(request.out, request.source)
+    if request.name is not None and request.name != _plain(request.name):
+        raise InputError(f"--name {request.name!r}: use letters, digits, dots, dashes and /, as a folder may be called")
     with progress.task("read the graph"):
         gathered = _gather(request)
     with progress.task("probe the graph"):
@@ -222,7 +224,7 @@ def _manifest(request: BundleRequest, gathered: _Gathered, probe: BundleProbe | 
     name = earlier.name if earlier is not None else _public_name(spec) if spec is not None else "model"
     return BundleManifest.model_construct(
         convention=record.convention if record is not None else Convention(),
-        name=request.name or name,
+        name=request.name or _plain(name),
         task=gathered.task,
         licence=licence[0] if licence is not None else None,
         licence_source=licence[1] if licence is not None else None,
@@ -266,6 +268,12 @@ def _clients(request: BundleRequest, gathered: _Gathered) -> tuple[BundleClient,
         BundleClient(name="optimum", reason=absent or optimum),
         BundleClient(name="onnxruntime-genai", reason=genai, note=genai_note(tokenizer) if tokenizer else ""),
     )
+
+
+def _plain(name: str) -> str:
+    """A name that a folder may have on any system."""
+    parts = (re.sub(r"[^\w.+-]+", "-", part).strip(".-") for part in name.split("/"))
+    return "/".join(part for part in parts if part) or "model"
 
 
 def _public_name(spec: ModelSpec) -> str:

@@ -13,6 +13,9 @@ from gatenorm_export.records.engine import Profile
 UNSEALED = "0" * 64
 """Stands in the manifest for its own digest while that is computed."""
 
+MOST_LAYERS = 65_536
+"""No model has as many; a manifest that says so would make its reader count for hours."""
+
 Role = Literal["graph", "weights", "engine", "record", "tokenizer", "config", "report", "licence"]
 Dimension = int | str
 Shape = tuple[Dimension, ...]
@@ -153,7 +156,7 @@ class BundleClient(Part):
 
 
 class BundleManifest(Record):
-    """Everything in a bundle, what it was made from, and how it is run.
+    """Everything in a bundle, what it was made from, and how it is run. ``name`` may become that of a folder.
 
     ``seal`` is the sha256 of the manifest's own file with 64 zeros in the seal's place. ``graph`` is None where the
     bundle holds engines alone; ``companions`` are the other graphs of a speech model. ``decoding`` is None where
@@ -162,7 +165,7 @@ class BundleManifest(Record):
 
     kind: Literal["bundle"] = "bundle"
     seal: Digest = UNSEALED
-    name: str
+    name: FileName
     task: Literal["decoder", "encoder", "vision", "speech"]
     licence: str | None
     licence_source: str | None
@@ -170,7 +173,7 @@ class BundleManifest(Record):
     parent_sha256: str | None
     graph_sha256: str
     plan_sha256: str | None
-    n_layers: int
+    n_layers: int = Field(ge=0, le=MOST_LAYERS)
     dropped: tuple[int, ...]
     layer_map: dict[int, int | None]
     kv_names: Literal["dense", "keep"]
