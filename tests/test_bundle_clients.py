@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from clients import framework_tokens, genai_tokens, optimum_tokens, same_tokens
-from model_zoo import row
+from model_zoo import make_tokenizer, row
 from test_comparing import WORDS
 
 from gatenorm_export.bundling import BundleRequest, VerifyRequest, make_bundle, open_bundle, verify_bundle
@@ -16,8 +16,10 @@ from gatenorm_export.bundling.configs import ModelConfigs
 from gatenorm_export.bundling.genai import genai_config
 from gatenorm_export.cli.main import main
 from gatenorm_export.errors import ExitCode
+from gatenorm_export.exporting import export_model
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import CacheTensor, Decoding
+from gatenorm_export.sources import resolve_model
 
 PROMPT = [5, 9, 17, 33, 21]
 
@@ -163,3 +165,32 @@ def test_what_genai_does_not_take_is_said(given: Decoding, reason: str) -> None:
     found = genai_config("model.onnx", given, NOTHING, 6)
     assert isinstance(found, str)
     assert re.search(reason, found)
+
+
+@pytest.mark.parametrize(
+    ("family", "graph", "task"),
+    [
+        ("bert", "model.onnx", "encoder"),
+        ("vit", "model.onnx", "vision"),
+        ("whisper", "decoder_model_merged.onnx", "speech"),
+    ],
+)
+def test_what_is_no_decoder_is_bundled_and_probed_too(family: str, graph: str, task: str, tmp_path: Path) -> None:
+    from benchmarks.matrix.models import FAMILIES
+
+    made = next(row for row in FAMILIES if row.name == family).make()
+    made.save_pretrained(tmp_path / "model")
+    if task != "vision":
+        make_tokenizer().save_pretrained(tmp_path / "model")
+    tower = "decoder" if task == "speech" else ""
+    export_model(resolve_model(str(tmp_path / "model")), tmp_path / "base", tower=tower)
+    prune_graph(tmp_path / "base" / graph, tmp_path / "pruned", layers=(1,))
+    manifest = make_bundle(BundleRequest(tmp_path / "pruned", tmp_path / "bundle"))
+    assert (manifest.task, manifest.decoding, len(manifest.companions)) == (task, None, int(task == "speech"))
+    assert "it is no decoder" in manifest.no_decoding
+    assert manifest.probe is not None
+    assert manifest.probe.answer
+    found = verify_bundle(VerifyRequest(tmp_path / "bundle"))
+    assert {check.check: check.passed for check in found.checks} == dict.fromkeys(
+        ("manifest", "files", "signature", "load", "probe"), True
+    )
