@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 from gatenorm_export.errors import InputError
-from gatenorm_export.shape_worker import MEMORY_BYTES
 
 _SECONDS = 5
+_MEMORY_BYTES = 3 << 29
 _BYTES_PER_SECOND = 1_000_000
 """Room for large graphs: an export of 2,500 nodes, weights apart, has some 2 MB and takes less than a second."""
 
@@ -26,13 +26,15 @@ def check_shapes(graph: Path) -> None:
     Raises:
         InputError: it does not.
     """
-    seconds = _SECONDS + graph.stat().st_size // _BYTES_PER_SECOND
+    size = graph.stat().st_size
+    # A file with its weights inside is held twice while it is parsed, and once more to be handed on.
+    seconds, memory = _SECONDS + size // _BYTES_PER_SECOND, _MEMORY_BYTES + 4 * size
     worker = _worker()
     assert worker.stdin is not None
     assert worker.stdout is not None
     answer = ""
     try:
-        worker.stdin.write(json.dumps([str(graph), seconds]) + "\n")
+        worker.stdin.write(json.dumps([str(graph), seconds, memory]) + "\n")
         worker.stdin.flush()
         answer = worker.stdout.readline()
     except BrokenPipeError:
@@ -42,8 +44,8 @@ def check_shapes(graph: Path) -> None:
         code = worker.wait()
         _worker.cache_clear()
         raise InputError(
-            f"{graph}: its shapes cannot be worked out in {seconds} s of the processor and {MEMORY_BYTES >> 30} GiB "
-            f"(ended with {code}); lengths in it are no model's, export it again"
+            f"{graph}: its shapes cannot be worked out in {seconds} s of the processor and "
+            f"{memory / 2**30:.1f} GiB (ended with {code}); lengths in it are no model's, export it again"
         )
 
 

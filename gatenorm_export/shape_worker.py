@@ -1,7 +1,7 @@
 """A process that infers shapes of ONNX files, for :mod:`gatenorm_export.shape_inference`; it imports onnx alone.
 
-Each line on stdin is a JSON list: the file, and the seconds of the processor that it may take. The answer is a line,
-``ok`` or a reason. A graph that takes more than it may ends the process.
+Each line on stdin is a JSON list: the file, the seconds of the processor and the bytes of address space that it may
+take. The answer is a line, ``ok`` or a reason. A graph that takes more than it may ends the process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import sys
 
-MEMORY_BYTES = 2 << 30
 _WEIGHT_BYTES = 4096
 
 
@@ -21,9 +20,9 @@ def main() -> None:
     os.dup2(2, 1)
     import onnx
 
-    _limit("RLIMIT_AS", MEMORY_BYTES)
     for line in sys.stdin:
-        path, seconds = json.loads(line)
+        path, seconds, memory = json.loads(line)
+        _limit("RLIMIT_AS", memory)
         _limit("RLIMIT_CPU", int(sum(os.times()[:2])) + seconds)
         try:
             model = onnx.load(path, load_external_data=False)

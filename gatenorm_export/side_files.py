@@ -77,7 +77,7 @@ def copy_companions(graph: Path, folder: Path, staging: Path) -> None:
 
 def _genai_config(path: Path) -> dict[str, object]:
     try:
-        return read_object(path)
+        return read_object(inside(path.parent, path.name))
     except InputError as error:
         raise InputError(f"{error}; repair it, or name a .onnx file as output") from error
 

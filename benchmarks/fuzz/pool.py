@@ -31,8 +31,9 @@ class Plan:
     kept: tuple[Input, ...] = ()
     workers: int = 2
     log: str = "/dev/null"
-    idle_seconds: float = 45.0
-    """Seconds without any use of the processor that a case may take: it waits for something that does not come."""
+    idle_seconds: float = 180.0
+    """Seconds without any use of the processor: a case waits for something that does not come. The process that tries
+    shapes may take its five seconds of a busy machine meanwhile."""
 
 
 def run_cases(plan: Plan, seeds: tuple[Seed, ...], tell: Callable[[Verdict], None]) -> None:

@@ -20,7 +20,7 @@ def bundle_seeds() -> tuple[Seed, ...]:
         save(decoder("plain"), source, data=True)
         for name, content in BESIDE.items():
             (source / name).write_bytes(content)
-        make_bundle(BundleRequest(source, out, tokenizer=False, name="a bundle"))
+        make_bundle(BundleRequest(source, out, tokenizer=False, name="a-bundle"))
         files = files_of(out)
     kinds = {"manifest.json": "sealed", "config.json": "json", "model.onnx": "onnx"}
     return (Seed("bundle", files, kinds, ("open bundle", "verify bundle", "serve bundle")),)
