@@ -12,6 +12,7 @@ from gatenorm_export.checkpoints.locate import CONFIG, Located, locate
 from gatenorm_export.checkpoints.opening import open_checkpoint
 from gatenorm_export.demo_models import DEMO_MODELS, demo_model
 from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.graph_checks import check_graph_file
 from gatenorm_export.graphs import TOKENIZER_FILES
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import FileDigest, ModelSpec
@@ -97,6 +98,7 @@ def _digests(located: Located, *, whole: bool, progress: Progress) -> tuple[File
         files += [*located.weights, *located.present(_BESIDE)]
     elif located.kind == "onnx":
         # A plan made from a graph is for that graph; its own bytes are few, the weights may lie beside it.
+        check_graph_file(Path(located.path))
         files += located.weights
     return _large_digests(located, files, progress)
 
