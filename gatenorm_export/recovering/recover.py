@@ -16,7 +16,7 @@ from gatenorm_export.artifacts import sha256_of, staged_folder
 from gatenorm_export.comparing import check_faithfulness, load_text
 from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.comparing.text import MINIMUM_TOKENS, Text
-from gatenorm_export.errors import InputError, OutputError, RefusedError, needs
+from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.exporting import export_model
 from gatenorm_export.framework import load_framework_model
 from gatenorm_export.graphs import GRAPH_NAME, graph_file, graph_manifest
@@ -25,6 +25,7 @@ from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.provenance import require_model
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import FileDigest, ModelSpec, PrunedGraph, PrunePlan, RecoveryQuality, RecoveryReport
+from gatenorm_export.recovering.claiming import claimed
 from gatenorm_export.recovering.request import RecoverRequest, Windows, split_windows
 from gatenorm_export.recovering.verdict import verdict
 from gatenorm_export.repairs import LayerRepair, repairs_of
@@ -66,14 +67,13 @@ def recover_model(
     layers = _layers(spec, plan, layers)
     against, repairs = _against(request.against, spec, layers)
     require_decoder(spec, "recover")
-    _claim(output)
     text, eval_texts = _texts(request)
     with needs("recover", "recovering"):
         import onnxruntime  # noqa: F401
         import peft  # noqa: F401
         import polygraphy  # noqa: F401
         import torch
-    with staged_folder(output) as staging:
+    with claimed(output, folders=(CHECKPOINT, PRUNED), files=(PLAN, REPORT)), staged_folder(output) as staging:
         trained = _train(spec, layers, text, eval_texts, repairs, request, output / CHECKPOINT, progress)
         # The exporter loads the checkpoint that was saved; two copies of a large model need not fit into memory.
         gc.collect()
@@ -234,13 +234,6 @@ def _against(
             f"{graph}: lacks attention in layers {there}, the recovery in {asked}; use one plan for both"
         )
     return record.repair.kind, repairs_of(graph, record.repair)
-
-
-def _claim(output: Path) -> None:
-    """Refuse a folder that holds what would be overwritten, such as the pruned graph of a run."""
-    for name in (CHECKPOINT, PRUNED, PLAN, REPORT):
-        if (output / name).exists():
-            raise OutputError(f"{output / name}: is there already and is not overwritten; choose another output folder")
 
 
 def _check_window(model: Any, window: int, spec: ModelSpec) -> None:
