@@ -58,10 +58,10 @@ def check_contents(model: ir.Model, graph: Path, size: int) -> None:
             raise InputError(f"{where} has the shape {list(lengths)}; export the graph again")
         if tensor.dtype == ir.DataType.UNDEFINED:
             raise InputError(f"{where} has no type; export the graph again")
-        outside = isinstance(tensor, ir.ExternalTensor)
-        if outside and (tensor.offset or 0) < 0:
-            raise InputError(f"{where} lies at byte {tensor.offset}; export the graph again")
-        if not outside and not tensor.dtype.is_string() and tensor.nbytes > _GROWTH * size:
+        if isinstance(tensor, ir.ExternalTensor):
+            if (tensor.offset or 0) < 0:
+                raise InputError(f"{where} lies at byte {tensor.offset}; export the graph again")
+        elif not tensor.dtype.is_string() and tensor.nbytes > _GROWTH * size:
             raise InputError(f"{where} claims {tensor.nbytes:,} bytes in a file of {size:,}; export the graph again")
     _check_calls(model, graph)
 
@@ -73,7 +73,8 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
-    for holder in (model.graph, *model.functions.values()):
+    holders: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for holder in holders:
         for node in holder.all_nodes():
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:

@@ -61,7 +61,7 @@ def _run(made: Input, sandbox: Sandbox) -> tuple[str, str]:
         sandbox.begin()
         try:
             code = TARGETS[made.target](sandbox.root)
-            if code in _REFUSALS or (code == _TOUCHED and not out.buffer.getvalue()):
+            if code in _REFUSALS or (code == _TOUCHED and not out.buffer.getvalue()):  # type: ignore[attr-defined]
                 kind = "refused"
             elif code == _TOUCHED:
                 # Verifying tells what it found as its result.
