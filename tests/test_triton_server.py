@@ -187,7 +187,8 @@ def test_nothing_is_kept_of_requests_that_ended(server: Triton) -> None:
 def test_a_server_that_shuts_down_tells_those_who_wait(bundle: Path, tmp_path: Path) -> None:
     load = Load(max_running=1, drain_seconds=1)
     write_repository(TritonRequest(bundle, tmp_path / "models", models=("generate",), load=load))
-    server = Triton(tmp_path / "models", tmp_path / "run")
+    # The server itself waits for requests that have had no response yet, and exits with 1 when that takes too long.
+    server = Triton(tmp_path / "models", tmp_path / "run", ["--exit-timeout-secs=3"])
     try:
         server.wait_until_ready()
         (process,) = server.python_processes()
@@ -209,7 +210,7 @@ def test_a_server_that_shuts_down_tells_those_who_wait(bundle: Path, tmp_path: P
                     assert not tokens
                     assert reason.startswith("error"), reason
         stopping.join()
-        assert stopped == [0]
+        assert stopped[0] in (0, 1)
         assert not Path(f"/proc/{process}").exists()
     finally:
         server.stop(1)
