@@ -108,8 +108,9 @@ class PrunedGraph(Record):
 
     ``files`` were written with the graph; ``shared`` are the source's data files that the graph points into.
     ``ancestors`` are the digests of the graphs that it was pruned from, the nearest first; None in files of versions
-    that did not keep them. ``repair`` says what stands in for the removed attention, where something does. ``recovered_from`` is the digest of
-    the checkpoint that was fine-tuned into ``model``; the graph's parent, with all its attention, was not kept then.
+    that did not keep them. ``repair`` says what stands in for the removed attention, where something does.
+    ``recovered_from`` is the digest of the checkpoint that was fine-tuned into ``model``; the graph's parent, with all
+    its attention, was not kept then.
     """
 
     kind: Literal["pruned"] = "pruned"
