@@ -110,8 +110,8 @@ def bench_task(
 ) -> Task:
     """The latency of a pruned model beside its base, as ``gatenorm bench`` measures it: its value is the report.
 
-    is left out, since it changes no result; whoever takes the report says what it was.
-
+    ``options`` are the backend's: torch's ``device`` and ``precision``, the ``graphs`` of engines. The request's
+    command is left out, since it changes no result; whoever takes the report says what it was.
 
     Raises:
         InputError: a file cannot be read; a control, which would be a third model.
