@@ -66,9 +66,7 @@ def built(exported, flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_an_absent_flavour_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        MissingPartError, match=r"no TensorRT is installed.*gatenorm\[trt-rtx\].*gatenorm\[tensorrt\]"
-    ):
+    with pytest.raises(MissingPartError, match=r"no TensorRT is installed.*gatenorm\[trt-rtx\].*gatenorm\[tensorrt\]"):
         find_flavour()
     with pytest.raises(
         MissingPartError, match=r'tensorrt is not installed; engines need pip install "gatenorm\[tensorrt'
