@@ -117,6 +117,8 @@ def _large_digests(located: Located, files: Iterable[str], progress: Progress) -
     digests = []
     with progress.task("digest the checkpoint", total=len(paths)) as bar:
         for path in paths:
+            if not path.is_file():
+                raise InputError(f"{path}: not there, or a link to nothing; fetch it again")
             digests.append(FileDigest.of(path, folder=path.parent))
             bar.advance()
     return tuple(digests)
