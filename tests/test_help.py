@@ -105,23 +105,21 @@ def test_completion_names_every_verb_and_is_taken_by_the_shell(
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        (["gatenorm", "pru"], {"prune"}),
-        (["gatenorm", "run", "smollm2", "--prec"], {"--precision"}),
-        (["gatenorm", "build", "--flavour", ""], {"tensorrt", "tensorrt-rtx"}),
-        (["gatenorm", "completion", ""], {"bash", "zsh", "tcsh"}),
-        (["gatenorm", "prune", "model.o"], {"model.onnx"}),
+        ("gatenorm pru", "prune"),
+        ("gatenorm run smollm2 --prec", "--precision"),
+        ("gatenorm build --flavour ", "tensorrt tensorrt-rtx"),
+        ("gatenorm completion ", "bash zsh tcsh"),
+        ("gatenorm prune model.o", "model.onnx"),
     ],
-    ids=str,
 )
-def test_bash_completes(
-    typed: list[str], offered: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bash_completes(typed: str, offered: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["completion", "bash"])
     (tmp_path / "model.onnx").touch()
-    words = " ".join(map(shlex.quote, typed))
+    typed_words = typed.split(" ")
+    words = " ".join(map(shlex.quote, typed_words))
     script = (
-        f"{capsys.readouterr().out}\nCOMP_WORDS=({words})\nCOMP_CWORD={len(typed) - 1}\n_shtab_gatenorm\n"
+        f"{capsys.readouterr().out}\nCOMP_WORDS=({words})\nCOMP_CWORD={len(typed_words) - 1}\n_shtab_gatenorm\n"
         'printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert offered <= {*done.stdout.split()}, done.stderr
+    assert {*offered.split()} <= {*done.stdout.split()}, done.stderr
