@@ -44,13 +44,29 @@ def read_small(path: Path, *, largest: int = LARGEST_BYTES) -> bytes:
         InputError: as :func:`open_plain`, or it has more than ``largest`` bytes.
     """
     with os.fdopen(open_plain(path), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > largest:
-            raise InputError(f"{path}: has {size:,} bytes, where a file of its kind has less than {largest:,}")
+        _check_size(path, os.fstat(file.fileno()).st_size, largest)
         try:
             return file.read()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def check_small(path: Path) -> None:
+    """Make sure of what :func:`read_small` does, without reading the file.
+
+    Raises:
+        InputError: as :func:`read_small`.
+    """
+    handle = open_plain(path)
+    try:
+        _check_size(path, os.fstat(handle).st_size, LARGEST_BYTES)
+    finally:
+        os.close(handle)
+
+
+def _check_size(path: Path, size: int, largest: int) -> None:
+    if size > largest:
+        raise InputError(f"{path}: has {size:,} bytes, where a file of its kind has less than {largest:,}")
 
 
 def read_object(path: Path) -> dict[str, Any]:

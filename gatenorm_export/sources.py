@@ -12,11 +12,11 @@ from gatenorm_export.checkpoints.locate import CONFIG, Located, locate
 from gatenorm_export.checkpoints.opening import open_checkpoint
 from gatenorm_export.demo_models import DEMO_MODELS, demo_model
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.graph_checks import check_graph_file
 from gatenorm_export.graphs import TOKENIZER_FILES
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import FileDigest, ModelSpec
 from gatenorm_export.scoring.weights import describe_towers
+from gatenorm_export.small_files import check_small
 
 _BESIDE = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json")
 """What else defines a model, where it lies in its folder."""
@@ -52,12 +52,15 @@ def resolve_model(
         source=located.kind,
         architecture=_architecture(located, guess=not whole or patterns is not None),
         towers=(),
-        files=_digests(located, whole=whole, progress=progress),
+        files=(),
         whole=whole,
         query_pattern=patterns.query if patterns else None,
         key_pattern=patterns.key if patterns else None,
     )
-    return spec.model_copy(update={"towers": describe_towers(spec, digests=whole)})
+    towers = describe_towers(spec, digests=whole)
+    if whole:
+        _check_headers(spec)
+    return spec.model_copy(update={"towers": towers, "files": _digests(located, whole=whole, progress=progress)})
 
 
 def _loadable(located: Located) -> str:
@@ -95,12 +98,21 @@ def _digests(located: Located, *, whole: bool, progress: Progress) -> tuple[File
         return tuple(_small_digest(located, file) for file in small)
     files = list(small)
     if whole:
-        files += [*located.weights, *located.present(_BESIDE)]
+        beside = located.present(_BESIDE)
+        for file in beside:
+            check_small(Path(located.folder.where(file)))
+        files += [*located.weights, *beside]
     elif located.kind == "onnx":
         # A plan made from a graph is for that graph; its own bytes are few, the weights may lie beside it.
-        check_graph_file(Path(located.path))
         files += located.weights
     return _large_digests(located, files, progress)
+
+
+def _check_headers(spec: ModelSpec) -> None:
+    """Open every file of weights: one that does not hold what its header says is refused before all of it is read."""
+    with open_checkpoint(spec.source, spec.path) as source:
+        for name in source.tensors:
+            _ = source.tensors[name]
 
 
 def _small_digest(located: Located, file: str) -> FileDigest:

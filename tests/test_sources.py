@@ -12,7 +12,7 @@ from model_zoo import row
 from gatenorm_export import demo_models
 from gatenorm_export.errors import InputError
 from gatenorm_export.progress import Quiet
-from gatenorm_export.records import TowerSpec
+from gatenorm_export.records import FileDigest, TowerSpec
 from gatenorm_export.sources import resolve_model
 
 
@@ -45,6 +45,18 @@ def test_any_changed_byte_changes_the_digest(checkpoint: Path) -> None:
     data[-1] ^= 1
     shard.write_bytes(bytes(data))
     assert resolve_model(str(checkpoint)).digest != before
+
+
+@pytest.mark.parametrize("name", ["the last shard", "tokenizer.json"])
+def test_a_sparse_file_of_terabytes_is_refused_before_it_is_digested(
+    name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sorted(checkpoint.glob("*.safetensors"))[-1] if name == "the last shard" else checkpoint / name
+    with path.open("wb") as file:
+        file.truncate(1 << 42)
+    monkeypatch.setattr(FileDigest, "of", lambda *_, **__: pytest.fail("digested"))
+    with pytest.raises(InputError, match=path.name):
+        resolve_model(str(checkpoint))
 
 
 def test_a_folder_without_weights(checkpoint: Path) -> None:
