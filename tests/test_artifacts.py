@@ -15,13 +15,15 @@ from gatenorm_export.progress import Quiet
 from gatenorm_export.records import FileDigest, ModelSpec, PrunePlan, RunManifest, TowerSpec
 
 
-def a_model() -> ModelSpec:
+def a_model(n_layers: int = 4) -> ModelSpec:
     return ModelSpec(
         name="tiny",
         path="/nowhere/tiny",
         source="safetensors",
         architecture="LlamaForCausalLM",
-        towers=(TowerSpec(n_layers=4, d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, query_key_digest="7c" * 16),),
+        towers=(
+            TowerSpec(n_layers=n_layers, d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, query_key_digest="7c" * 16),
+        ),
         files=(FileDigest(name="model.safetensors", bytes=3, sha256="ab"),),
     )
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +19,7 @@ from gatenorm_export.scoring import depth_trend
 
 def scores(*values: float) -> LayerScores:
     return LayerScores(
-        model=a_model(),
+        model=a_model(len(values)),
         convention=Convention(checkpoint_dtype="float32"),
         layers=tuple(LayerScore(layer=layer, score=value) for layer, value in enumerate(values)),
         trends={"": depth_trend(list(values))},
@@ -30,6 +34,31 @@ def test_the_lowest_go_in_ascending_order() -> None:
     assert drop(DropRequest(drop=2), 9.0, 1.0, 5.0, 0.5) == (1, 3)
     assert drop(DropRequest(drop=0), 9.0, 1.0) == ()
     assert drop(DropRequest(drop=2), 9.0, 1.0) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("part", "complaint"),
+    [
+        (slice(1, None), "scores 1 of the model's 2 layers, 1 times"),
+        ([0, 1, 1], "scores 2 of the model's 2 layers, 3 times"),
+    ],
+)
+def test_scores_without_a_layer_or_with_one_twice_are_no_scores(part: Any, complaint: str, tmp_path: Path) -> None:
+    record = scores(2.0, 1.0).to_object()
+    layers = record["layers"]
+    record["layers"] = layers[part] if isinstance(part, slice) else [layers[place] for place in part]
+    (tmp_path / "scores.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=complaint):
+        LayerScores.load(tmp_path / "scores.json")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_score_is_finite(value: str, tmp_path: Path) -> None:
+    record = scores(2.0, 1.0).to_object()
+    record["layers"][1]["score"] = value
+    (tmp_path / "scores.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"scores\.json: .*layers\.1\.score: .*finite"):
+        LayerScores.load(tmp_path / "scores.json")
 
 
 def test_of_equal_scores_the_deeper_layer_goes() -> None:

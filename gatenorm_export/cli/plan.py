@@ -23,7 +23,7 @@ from gatenorm_export.cli.options import (
     guard_request,
 )
 from gatenorm_export.cli.outputs import add_out
-from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.errors import ExitCode, InputError, RefusedError
 from gatenorm_export.graphs import graph_file
 from gatenorm_export.records import LayerScores, PrunePlan
 
@@ -69,7 +69,10 @@ def run(args: argparse.Namespace) -> int:
     guard = guard_request(args)
     if guard is None:
         _check_unguarded(args)
-        plan = make_plan(scores, drop_request(args), scores_sha256=sha256)
+        try:
+            plan = make_plan(scores, drop_request(args), scores_sha256=sha256)
+        except RefusedError as error:
+            raise RefusedError(f"{args.scores}: {error}") from error
     else:
         from gatenorm_export.calibrating import CACHE_NAME, guarded_plan
 

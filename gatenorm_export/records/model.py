@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import ConfigDict, computed_field, model_validator
+from pydantic import ConfigDict, FiniteFloat, computed_field, model_validator
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.records.base import Part, Record
@@ -111,10 +111,10 @@ class LayerScore(Part):
     """The Gate-Norm score of one attention sublayer; exact, or a sketch's estimate with the interval that holds it."""
 
     layer: int
-    score: float
+    score: FiniteFloat
     tower: str = ""
-    low: float | None = None
-    high: float | None = None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
 
 
 class CutCertainty(Part):
@@ -141,13 +141,17 @@ class LayerScores(Record):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
-        """Every tower that was scored is one of the model's and has a trend."""
+        """Every tower that was scored is one of the model's, has a trend, and has one score of each layer."""
         named = {tower.name for tower in self.model.towers}
         if not self.layers:
             raise ValueError("holds no scores")
         for tower in self.towers:
             if tower not in named or tower not in self.trends:
                 raise ValueError(f"has scores of a tower {tower!r}, and no trend of it or no such tower of the model")
+            layers = [entry.layer for entry in self.of_tower(tower)]
+            there = self.model.tower(tower).n_layers
+            if len(layers) != there or len(set(layers)) != there:
+                raise ValueError(f"scores {len(set(layers))} of the model's {there} layers, {len(layers)} times in all")
         return self
 
     @property
