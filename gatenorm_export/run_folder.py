@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import MANIFEST_NAME, manifest_file
 from gatenorm_export.records import ComparisonReport, EngineArtifact, LayerScores, PrunedGraph, PrunePlan, RunManifest
 
@@ -21,7 +21,8 @@ def report_material(folder: Path) -> ReportMaterial:
     """Gather a run folder's records for the report.
 
     Raises:
-        InputError: the folder holds no finished run.
+        InputError: the folder holds no finished run, or records of different layers or graphs.
+        RefusedError: its plan was made from another checkpoint than its scores.
     """
     from gatenorm_export.reporting import ReportMaterial
 
@@ -34,14 +35,20 @@ def report_material(folder: Path) -> ReportMaterial:
     pruned = inside(folder, f"pruned/{manifest_file(Path(Path(comparison.pruned).name)).name}")
     records = [inside(folder, f"engines/{name}.engine.json") for name in GRAPHS]
     built = "build" in manifest.stages
-    return ReportMaterial(
-        scores=LayerScores.load(folder / SCORES).narrowed(plan.tower),
-        plan=plan,
-        comparison=comparison,
-        engines=tuple(EngineArtifact.load(path) for path in records) if built else (),
-        engines_not_built=manifest.not_run.get("build", ""),
-        repair=PrunedGraph.load(pruned).repair,
-    )
+    scores = LayerScores.load(folder / SCORES).narrowed(plan.tower)
+    engines = tuple(EngineArtifact.load(path) for path in records) if built else ()
+    repair = PrunedGraph.load(pruned).repair
+    try:
+        return ReportMaterial(
+            scores=scores,
+            plan=plan,
+            comparison=comparison,
+            engines=engines,
+            engines_not_built=manifest.not_run.get("build", ""),
+            repair=repair,
+        )
+    except (InputError, RefusedError) as error:
+        raise type(error)(f"{folder}: {error}") from error
 
 
 def engine_file(folder: Path, name: str) -> Path:
