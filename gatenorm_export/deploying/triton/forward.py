@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 from gatenorm_export.bundling import Bundle
 from gatenorm_export.deploying.triton.config_text import Value, Word
 from gatenorm_export.deploying.triton.configs import batchable, check_batch, instance_group, tensor
 from gatenorm_export.deploying.triton.request import TritonRequest
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.records import BundleGraph
+from gatenorm_export.small_files import read_object
 
 TEXT, TOKENIZED = "text", ("input_ids", "attention_mask", "token_type_ids")
 
@@ -57,7 +56,7 @@ def max_length(bundle: Bundle, asked: int | None) -> int:
         RefusedError: neither tells.
     """
     config = bundle.folder / "config.json"
-    known = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings") if config.is_file() else None
+    known = read_object(config).get("max_position_embeddings") if config.is_file() else None
     if asked is not None:
         return asked
     if not isinstance(known, int):

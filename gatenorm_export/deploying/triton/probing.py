@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,27 @@ from gatenorm_export.bundling.probe import difference_of, spread_tokens, toleran
 from gatenorm_export.deploying.triton.served.manifest import Decoding as ServedDecoding
 from gatenorm_export.deploying.triton.served.manifest import read_bundle
 from gatenorm_export.deploying.triton.served.runtime import Runtime, Step
-from gatenorm_export.errors import RefusedError, needs
+from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.records import BundleManifest
 
 _PROMPT_TOKENS = 12
 
 
 class GraphProbe:
-    """A bundle's graph, opened once for all that is tried on it."""
+    """A bundle's graph, opened once for all that is tried on it.
+
+    Raises:
+        InputError: here and in every check, the graph does not run as the bundle's manifest says.
+    """
 
     def __init__(self, folder: Path, manifest: BundleManifest) -> None:
         assert manifest.graph is not None
         assert manifest.decoding is not None
         with needs("triton", "checking the graph"):
             from gatenorm_export.deploying.triton.served.onnx_runtime import OnnxRuntime
-        self._decoding = read_bundle(folder).decoding
-        self._runtime: Runtime = OnnxRuntime(folder / manifest.graph.file, self._decoding)
+        self._folder, self._decoding = folder, read_bundle(folder).decoding
+        with _as_the_manifest_says(folder):
+            self._runtime: Runtime = OnnxRuntime(folder / manifest.graph.file, self._decoding)
         self._tokens = np.array([spread_tokens(_PROMPT_TOKENS, manifest.decoding.vocab_size)], np.int64)
         self._tolerance = tolerance_of(manifest.graph)
 
@@ -36,7 +43,8 @@ class GraphProbe:
         Raises:
             RefusedError: it does, as in graphs that count the ones of the mask instead of reading where they are.
         """
-        error = self._difference(_zeros(self._decoding), hidden=1)
+        with _as_the_manifest_says(self._folder):
+            error = self._difference(_zeros(self._decoding), hidden=1)
         if not error <= self._tolerance:
             raise RefusedError(
                 "Triton begins a sequence with one position of cache, and this graph does not hide it behind its mask "
@@ -49,7 +57,8 @@ class GraphProbe:
         Raises:
             RefusedError: padding changes what the graph computes.
         """
-        error = self._difference(None, hidden=5)
+        with _as_the_manifest_says(self._folder):
+            error = self._difference(None, hidden=5)
         if not error <= self._tolerance:
             raise RefusedError(
                 "--max-batch above 1 pads prompts on the left, and this graph does not hide padding behind its mask "
@@ -72,6 +81,19 @@ class GraphProbe:
         mask = np.concatenate([mask, np.ones((1, 1), np.int64)], axis=1)
         second, _ = self._runtime.step(Step.of(self._tokens[:, :1], mask), cache)
         return np.concatenate([first, second])
+
+
+@contextlib.contextmanager
+def _as_the_manifest_says(folder: Path) -> Iterator[None]:
+    """A manifest may name tensors, shapes and types that the graph does not have: who made one could seal it."""
+    try:
+        yield
+    except Exception as error:
+        # ONNX Runtime's errors have no base of their own, and numpy refuses shapes by ValueError and MemoryError.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{folder}: its graph does not run as the manifest says ({reason}); bundle the run again"
+        ) from error
 
 
 def _zeros(decoding: ServedDecoding) -> list[Any]:
