@@ -17,6 +17,7 @@ from triton_cases import DROPPED, MODEL, direct, tiny_bundle
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.bundling import BundleRequest, make_bundle, open_bundle
+from gatenorm_export.bundling.opening import read_manifest, sealed
 from gatenorm_export.cli.main import main
 from gatenorm_export.deploying.triton import RECORD_NAME, Load, Placement, TritonRequest, write_repository
 from gatenorm_export.deploying.triton.config_text import Word, config_text
@@ -307,6 +308,24 @@ def test_a_graph_whose_mask_hides_nothing_is_not_stepped(bundle: Path, tmp_path:
         write_repository(
             TritonRequest(tmp_path / "bundle", tmp_path / "other", models=("generate",), load=Load(max_batch=2))
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [({"past": "no_such_input"}, "no_such_input"), ({"shape": ("b", 7, "p", 24)}, "Expected")]
+)
+def test_a_graph_that_does_not_run_as_a_sealed_manifest_says_is_refused_in_a_line(
+    change: dict, reason: str, bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = read_manifest(bundle)
+    assert manifest.decoding is not None
+    caches = (manifest.decoding.caches[0].model_copy(update=change), *manifest.decoding.caches[1:])
+    decoding = manifest.decoding.model_copy(update={"caches": caches})
+    _, content = sealed(manifest.model_copy(update={"decoding": decoding}))
+    (tmp_path / "bundle" / "manifest.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"bundle: its graph does not run as the manifest says .*{reason}"):
+        write_repository(TritonRequest(tmp_path / "bundle", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_a_repository_of_ours_is_replaced_and_a_touched_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
