@@ -311,7 +311,8 @@ def test_a_graph_whose_mask_hides_nothing_is_not_stepped(bundle: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"), [({"past": "no_such_input"}, "no_such_input"), ({"shape": ("b", 7, "p", 24)}, "Expected")]
+    ("change", "reason"),
+    [({"past": "no_such_input"}, "no_such_input"), ({"shape": ("b", 7, "p", 24)}, "Got invalid dimensions")],
 )
 def test_a_graph_that_does_not_run_as_a_sealed_manifest_says_is_refused_in_a_line(
     change: dict, reason: str, bundle: Path, tmp_path: Path
