@@ -44,7 +44,7 @@ def check_graph_file(graph: Path) -> int:
 
 
 def check_contents(model: ir.Model, graph: Path, size: int) -> None:
-    """Refuse tensors that claim more than the file holds, and functions that call each other without end.
+    """Refuse tensors that claim other bytes than the file holds, and functions that call each other without end.
 
     Raises:
         InputError: there is one; the text names it.
@@ -63,6 +63,11 @@ def check_contents(model: ir.Model, graph: Path, size: int) -> None:
                 raise InputError(f"{where} lies at byte {tensor.offset}; export the graph again")
         elif not tensor.dtype.is_string() and tensor.nbytes > _GROWTH * size:
             raise InputError(f"{where} claims {tensor.nbytes:,} bytes in a file of {size:,}; export the graph again")
+        elif isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
+            held = len(tensor.raw.raw_data)
+            if held != tensor.nbytes:
+                # The checker refuses too few bytes only.
+                raise InputError(f"{where} has {held:,} bytes, its shape {tensor.nbytes:,}; export the graph again")
     _check_calls(model, graph)
 
 

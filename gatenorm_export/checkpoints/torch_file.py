@@ -113,7 +113,11 @@ def _load_tensors(path: Path) -> dict[str, Any]:
     try:
         # Only zip archives can be mapped; torch before 1.6 wrote a bare pickle, which is read whole.
         with path.open("rb") as file:
-            mapped = file.read(4) == b"PK\x03\x04"
+            start = file.read(4)
+        mapped = start == b"PK\x03\x04"
+        if not mapped and not start.startswith(b"\x80"):
+            # torch would try it as an archive of tar's, for which it makes a folder.
+            raise InputError(f"{path}: is neither a zip archive nor a pickle, as PyTorch files are; copy it again")
         if mapped:
             _check_archive(path)
         value = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
