@@ -15,7 +15,7 @@ from benchmarks.fuzz.pool import Plan, run_cases
 from benchmarks.fuzz.regressions import REGRESSIONS, kept_inputs, remember
 from benchmarks.fuzz.seeds import all_seeds
 
-FRESH, RUN_SEED = 156, 20260
+FRESH, RUN_SEED = 81, 20260
 EXPECTED = {
     **dict.fromkeys(("outside", "native", "process", "code", "write"), "forbidden"),
     "memory": "memory",
@@ -49,7 +49,7 @@ def test_no_input_shows_a_defect(verdicts: list[Verdict]) -> None:
 
 def test_valid_seeds_are_taken_and_damaged_ones_are_not(verdicts: list[Verdict]) -> None:
     plain = [verdict for verdict in verdicts if not verdict.edits]
-    # What would open an engine or serve a bundle needs more than this machine has; every first target does not.
+    # What would open an engine needs more than this machine has; no first target does.
     assert [verdict.seed for verdict in plain if verdict.kind != "ok"] == []
     fresh = [verdict for verdict in verdicts if verdict.number >= 0]
     assert sum(verdict.kind == "refused" for verdict in fresh) > FRESH / 2
@@ -75,12 +75,13 @@ def test_the_watch_sees_what_must_not_happen(tmp_path: Path) -> None:
         "process",
         "code",
         "memory",
-        "hang",
-        "crash",
         "exception",
         "half",
         "two lines",
         "write",
+        # The process is lost in these: at the end, so that it is started anew once only.
+        "crash",
+        "hang",
     )
     inputs = tuple(Input(seed.name, f"broken: {name}", dict(seed.files)) for name in names)
     found: list[Verdict] = []

@@ -107,7 +107,8 @@ def _show(verdicts: list[Verdict], seconds: float) -> None:
 
 def _results(args: argparse.Namespace, verdicts: list[Verdict], kept: int, seconds: float) -> dict[str, Any]:
     return {
-        "command": "python -m benchmarks.fuzz " + " ".join(sys.argv[1:]),
+        # As it is typed, without the places of this machine.
+        "command": f"python -m benchmarks.fuzz --inputs {args.inputs} --seed {args.seed} --workers {args.workers}",
         "seed": args.seed,
         "inputs": len(verdicts) - kept,
         "kept_inputs": kept,
