@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 VENV5 ?= .venv5
 # A third one serves models: a Triton server, and no gatenorm.
 VENV_TRITON ?= .venv-triton
-PYTEST := GATENORM_TRANSFORMERS5_PYTHON=$(abspath $(VENV5))/bin/python GATENORM_TRITON_ENV=$(abspath $(VENV_TRITON)) \
-	$(BIN)/python -m pytest
+PYTEST := GATENORM_TRITON_ENV=$(abspath $(VENV_TRITON)) $(BIN)/python -m pytest
+PYTHON5 := GATENORM_TRANSFORMERS5_PYTHON=$(abspath $(VENV5))/bin/python
 
 .PHONY: demo test wide lint docs matrix triton clean
 
@@ -18,13 +18,13 @@ demo: $(VENV)/.demo
 # What is tiny runs in two processes of one thread each: on busy cores, two threads wait for each other most of the time.
 # What is real times latency, so it runs alone and with every core: beside other work it takes three times as long.
 test:
-	$(MAKE) -j2 $(VENV5)/.graphs5 triton lint
+	$(MAKE) -j2 triton lint
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not real and not wide" -n 2 --dist loadfile
 	$(PYTEST) -m real
 
-# What `make test` leaves out, for a minute saved: more forms of graphs that need the second environment.
+# What `make test` leaves out, for minutes saved: graphs of the second environment, and the slowest families.
 wide: $(VENV)/.dev $(VENV5)/.graphs5
-	OMP_NUM_THREADS=1 $(PYTEST) -m wide
+	OMP_NUM_THREADS=1 $(PYTHON5) $(PYTEST) -m wide
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -37,7 +37,7 @@ docs: $(VENV)/.dev
 
 # Every family with every exporter, and the documentation's table of them; takes hours on two cores.
 matrix: $(VENV)/.dev $(VENV5)/.graphs5
-	GATENORM_TRANSFORMERS5_PYTHON=$(abspath $(VENV5))/bin/python $(BIN)/python -m benchmarks.matrix \
+	$(PYTHON5) $(BIN)/python -m benchmarks.matrix \
 		--json benchmarks/results/matrix.json --markdown
 
 # torch comes first: asked for by another package, pip may prefer a build with gigabytes of CUDA libraries.

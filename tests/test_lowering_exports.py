@@ -32,6 +32,7 @@ ELSEWHERE = (
     ("attention-op", "llama-gqa"),
     ("transformers5-ort", "llama-gqa"),
 )
+WIDE = [pytest.param(*case, marks=pytest.mark.wide) for case in ELSEWHERE]
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,7 @@ def lowered(graph: Path, pruned_first: tuple[int, ...] = (), pruned_last: tuple[
     return ir.serde.serialize_model(model).SerializeToString()
 
 
-@pytest.mark.parametrize(
-    ("exporter", "family"), [*HERE, *(pytest.param(*case, marks=pytest.mark.wide) for case in ELSEWHERE)]
-)
+@pytest.mark.parametrize(("exporter", "family"), [*HERE, *WIDE])
 def test_lowered_exports_answer_the_same(exporter: str, family: str, cache: Path) -> None:
     graph = exported(cache, exporter, family)
     # Kernels may round what a packed product reads; a lowered product does not.
@@ -85,7 +84,7 @@ def test_lowered_exports_answer_the_same(exporter: str, family: str, cache: Path
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize(("exporter", "family"), [HERE[0], HERE[1], *ELSEWHERE])
+@pytest.mark.parametrize(("exporter", "family"), [HERE[0], HERE[1], *WIDE])
 def test_prepared_exports_are_parsed(exporter: str, family: str, precision: str, cache: Path, tmp_path: Path) -> None:
     try:
         trt = find_flavour("tensorrt-rtx").module()

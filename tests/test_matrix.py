@@ -119,6 +119,7 @@ def test_fused_multi_head_attention(cache):
     assert_faithful(judge(cache, "ort-optimizer-mha-encoder", "bert", FEW_SUBSETS))
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(not os.environ.get(OTHER_PYTHON), reason=f"{OTHER_PYTHON} names no Python with transformers 5")
 @pytest.mark.parametrize(("exporter", "family"), OTHER_ENVIRONMENT)
 def test_other_environment(filled, exporter, family):

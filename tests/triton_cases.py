@@ -7,9 +7,10 @@ import dataclasses
 import json
 import queue
 import socket
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,11 @@ def generating_repository(repository: Path, folder: Path) -> tuple[str, Path]:
     folder.mkdir()
     (folder / name).symlink_to(repository / name, target_is_directory=True)
     return name, folder
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    """Ask again and again; fail when it does not hold in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        time.sleep(0.05)
