@@ -12,11 +12,11 @@ from model_zoo import make_tokenizer, row
 from test_comparing import WORDS
 
 from gatenorm_export.bundling import BundleRequest, VerifyRequest, make_bundle, open_bundle, verify_bundle
-from gatenorm_export.bundling.configs import ModelConfigs
 from gatenorm_export.bundling.genai import genai_config
 from gatenorm_export.cli.main import main
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.exporting import export_model
+from gatenorm_export.model_configs import ModelConfigs
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import CacheTensor, Decoding
 from gatenorm_export.sources import resolve_model

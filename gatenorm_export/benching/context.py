@@ -1,40 +1,26 @@
-"""What a model's config says that measuring needs to know: how far its positions reach, and whether it has experts."""
+"""What a model's configs say that measuring needs to know: how far its positions reach, and whether it has experts."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+from gatenorm_export.errors import InputError
+from gatenorm_export.model_configs import ModelConfigs, configs_in
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The ``config.json`` in a folder; empty where there is none that can be read.
+def configs_beside(graph: Path) -> ModelConfigs:
+    """The configs in a graph's folder; empty where they cannot be read.
 
-    Nothing depends on it but which lengths are measured by default, and whether there is a roofline.
+    Nothing depends on them but which lengths are measured by default, and whether there is a roofline.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
+        return configs_in(graph.parent)
+    except InputError:
+        return ModelConfigs({}, {}, {})
 
 
-def longest_context(config: Mapping[str, Any]) -> int | None:
-    """The longest context in tokens; None where the config does not say."""
-    return next((value for value in _numbers(config, _LENGTHS)), None)
-
-
-def mixture_of_experts(config: Mapping[str, Any]) -> str | None:
+def mixture_of_experts(configs: ModelConfigs) -> str | None:
     """Why a mixture of experts has no roofline; None for any other model."""
-    if any(value > 1 for value in _numbers(config, _EXPERTS)):
+    if (configs.n_experts or 1) > 1:
         return "a mixture of experts reads as many of its matrices as its tokens choose"
     return None
-
-
-def _numbers(config: Mapping[str, Any], keys: tuple[str, ...]) -> list[int]:
-    sections = [config, *(value for value in (config.get("text_config"),) if isinstance(value, dict))]
-    return [section[key] for section in sections for key in keys if isinstance(section.get(key), int)]

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from gatenorm_export.artifacts import sha256_of
-from gatenorm_export.benching.context import mixture_of_experts, read_config
+from gatenorm_export.benching.context import configs_beside, mixture_of_experts
 from gatenorm_export.benching.engine_model import DECODE, PREFILL
 from gatenorm_export.benching.graph_work import graph_work
 from gatenorm_export.benching.pairing import Lineage
@@ -84,7 +84,7 @@ def _where_it_was(record: EngineArtifact) -> Path | None:
 def _work(record: EngineArtifact, graph: Path | None) -> Work | str:
     if graph is None:
         return "the graphs that the engines were built from are not where they were; name them with --graphs"
-    unknown = mixture_of_experts(read_config(graph.parent))
+    unknown = mixture_of_experts(configs_beside(graph))
     work = unknown or graph_work(graph)
     if not isinstance(work, Work):
         return work

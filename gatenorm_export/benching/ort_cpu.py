@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gatenorm_export.artifacts import sha256_of
-from gatenorm_export.benching.context import longest_context, mixture_of_experts, read_config
+from gatenorm_export.benching.context import configs_beside, mixture_of_experts
 from gatenorm_export.benching.graph_work import graph_work
 from gatenorm_export.benching.memory import ProcessMemory
 from gatenorm_export.benching.pairing import graph_lineage
@@ -69,7 +69,7 @@ class OrtCpu:
             lineage.n_layers,
             lineage.dropped,
             lineage.plan_sha256,
-            longest=longest_context(read_config(graphs[0].parent)),
+            longest=configs_beside(graphs[0]).max_positions,
         )
 
     def control(self, native: Path, pair: Pair) -> Side:
@@ -99,7 +99,7 @@ class OrtCpu:
         return rates(sizes, seconds, dtype, "products of one row and of many through the same runtime")
 
     def _side(self, graph: Path, *, decodes: bool) -> Side:
-        unknown = mixture_of_experts(read_config(graph.parent))
+        unknown = mixture_of_experts(configs_beside(graph))
         work = unknown or graph_work(graph)
         data = {Path(tensor.path).resolve() for tensor, _ in external_tensors(load_graph(graph))}
         return Side(

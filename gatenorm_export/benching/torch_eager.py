@@ -11,7 +11,7 @@ from typing import Any, Literal
 from gatenorm_export.architectures import adapter_for
 from gatenorm_export.architectures.adapter import Modules
 from gatenorm_export.artifacts import sha256_of
-from gatenorm_export.benching.context import longest_context, mixture_of_experts
+from gatenorm_export.benching.context import mixture_of_experts
 from gatenorm_export.benching.cuda import GPU_SEQUENCES, cuda_torch, gpu_names
 from gatenorm_export.benching.memory import AllocatorMemory, ProcessMemory
 from gatenorm_export.benching.pairing import read_plan
@@ -21,6 +21,7 @@ from gatenorm_export.benching.timers import CudaEvents, Timer, WallClock
 from gatenorm_export.benching.torch_model import TorchModel, torch_work
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.kinds import kind_of
+from gatenorm_export.model_configs import ModelConfigs
 from gatenorm_export.provenance import require_model
 from gatenorm_export.records import ModelSpec
 from gatenorm_export.records.bench import BenchDevice, Probe, Work
@@ -85,7 +86,7 @@ class TorchEager:
             n_layers=plan.n_layers,
             dropped=plan.drop,
             plan_sha256=sha256_of(pruned),
-            longest=longest_context(_config(spec).to_dict()),
+            longest=ModelConfigs(_config(spec).to_dict(), {}, {}).max_positions,
         )
 
     def sides(
@@ -104,7 +105,7 @@ class TorchEager:
         """
         itemsize = ITEMSIZE[TORCH_TYPES[self.precision]]
         size = itemsize * sum(parameter.numel() for parameter in counted.parameters())
-        unknown = mixture_of_experts(counted.config.to_dict())
+        unknown = mixture_of_experts(ModelConfigs(counted.config.to_dict(), {}, {}))
 
         def side(layers: tuple[int, ...]) -> Side:
             def loaded() -> BenchModel:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from gatenorm_export.bundling.configs import ModelConfigs
 from gatenorm_export.bundling.probe import (
     ANSWER_TOKENS,
     Asked,
@@ -23,6 +22,7 @@ from gatenorm_export.bundling.probe import (
 from gatenorm_export.bundling.stepping import Stepper
 from gatenorm_export.errors import InputError
 from gatenorm_export.kinds import SPEECH_GRAPHS, KindName
+from gatenorm_export.model_configs import ModelConfigs
 from gatenorm_export.records import BundleGraph, BundleProbe, Decoding
 
 PROMPT_TOKENS, PADDING_TOKENS, ROWS_OF_AN_OUTPUT = 12, 5, 4

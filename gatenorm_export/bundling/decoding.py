@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gatenorm_export.bundling.configs import ModelConfigs
 from gatenorm_export.bundling.interface import GraphInterface
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
+from gatenorm_export.model_configs import ModelConfigs
 from gatenorm_export.records import Decoding
 
 

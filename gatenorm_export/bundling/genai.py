@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gatenorm_export.bundling.configs import ModelConfigs
+from gatenorm_export.model_configs import ModelConfigs
 from gatenorm_export.records import CacheTensor, Decoding
 
 # What genai's search takes over from a generation config; all else is left at its defaults.

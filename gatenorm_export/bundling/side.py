@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gatenorm_export.bundling.configs import ModelConfigs, read_configs
 from gatenorm_export.bundling.genai import genai_config
 from gatenorm_export.errors import InputError
 from gatenorm_export.genai_config import GENAI_CONFIG, other_files
 from gatenorm_export.graphs import TOKENIZER_FILES
+from gatenorm_export.model_configs import ModelConfigs, read_configs
 from gatenorm_export.records import Decoding
 from gatenorm_export.small_files import inside
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gatenorm_export.bundling.asking import Question, ask
-from gatenorm_export.bundling.configs import read_configs
 from gatenorm_export.bundling.engines import check_entry, run_engine
 from gatenorm_export.bundling.interface import GraphInterface, read_interface
 from gatenorm_export.bundling.opening import Bundle, read_manifest, touched_files
@@ -17,6 +16,7 @@ from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.errors import GateNormError, InputError, MissingPartError, RefusedError
 from gatenorm_export.genai_config import GENAI_CONFIG
 from gatenorm_export.graphs import graph_manifest
+from gatenorm_export.model_configs import read_configs
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     BundleCheck,

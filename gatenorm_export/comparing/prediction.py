@@ -16,14 +16,14 @@ def with_roofline(base: Path, pruned: Path, latency: Latency, *, progress: Progr
     """
     if latency.decode_speedup is None:
         return latency.model_copy(update={"roofline_reason": "only the work of decoders is counted"})
-    from gatenorm_export.benching.context import mixture_of_experts, read_config
+    from gatenorm_export.benching.context import configs_beside, mixture_of_experts
     from gatenorm_export.benching.graph_work import graph_work
     from gatenorm_export.benching.ort_cpu import OrtCpu
     from gatenorm_export.benching.protocol import Point
     from gatenorm_export.benching.roofline import roofline_row
 
     try:
-        works = [mixture_of_experts(read_config(graph.parent)) or graph_work(graph) for graph in (base, pruned)]
+        works = [mixture_of_experts(configs_beside(graph)) or graph_work(graph) for graph in (base, pruned)]
     except GateNormError as error:
         return latency.model_copy(update={"roofline_reason": str(error)})
     before, after = works

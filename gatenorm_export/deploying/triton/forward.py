@@ -7,8 +7,8 @@ from gatenorm_export.deploying.triton.config_text import Value, Word
 from gatenorm_export.deploying.triton.configs import batchable, check_batch, instance_group, tensor
 from gatenorm_export.deploying.triton.request import TritonRequest
 from gatenorm_export.errors import RefusedError
+from gatenorm_export.model_configs import configs_in
 from gatenorm_export.records import BundleGraph
-from gatenorm_export.small_files import read_object
 
 TEXT, TOKENIZED = "text", ("input_ids", "attention_mask", "token_type_ids")
 
@@ -55,11 +55,10 @@ def max_length(bundle: Bundle, asked: int | None) -> int:
     Raises:
         RefusedError: neither tells.
     """
-    config = bundle.folder / "config.json"
-    known = read_object(config).get("max_position_embeddings") if config.is_file() else None
+    known = configs_in(bundle.folder).max_positions
     if asked is not None:
         return asked
-    if not isinstance(known, int):
+    if known is None:
         raise RefusedError("the bundle does not say how many positions the model has; give --max-context")
     return known
 

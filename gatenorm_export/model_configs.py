@@ -1,4 +1,4 @@
-"""What config.json, generation_config.json and genai_config.json tell of a decoder, read as plain JSON."""
+"""What config.json, generation_config.json and genai_config.json tell of a model, read as plain JSON."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from gatenorm_export.small_files import read_object
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
 # A size has another key in some families: GPT-2, GPT-J, MPT, BLOOM and their like.
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "context_length")
+_POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "context_length",
+)
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "n_embed")
 
 
@@ -40,6 +48,11 @@ class ModelConfigs:
     def n_heads(self) -> int | None:
         """Query heads."""
         return self.number(*_HEADS)
+
+    @property
+    def n_experts(self) -> int | None:
+        """How many MLPs each token chooses from; None, or 1, where there is no choice."""
+        return self.number(*_EXPERTS)
 
     @property
     def width(self) -> int | None:
@@ -95,6 +108,16 @@ def read_configs(files: Mapping[str, Path]) -> ModelConfigs:
         InputError: one is no JSON object.
     """
     return ModelConfigs(*(_read(files.get(name)) for name in (CONFIG, GENERATION_CONFIG, GENAI_CONFIG)))
+
+
+def configs_in(folder: Path) -> ModelConfigs:
+    """Those of a folder that are there.
+
+    Raises:
+        InputError: one is no JSON object.
+    """
+    names = (CONFIG, GENERATION_CONFIG, GENAI_CONFIG)
+    return read_configs({name: folder / name for name in names if (folder / name).is_file()})
 
 
 def _read(path: Path | None) -> Mapping[str, Any]:
