@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from documented import commands, run
 from model_zoo import row
 
 from gatenorm_export.exporting import export_model
@@ -59,3 +60,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
         yield shipped
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def documented_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder in which gatenorm's commands have been run, each with its exit code checked."""
+    folder = tmp_path_factory.mktemp("documented")
+    for page, command in commands():
+        if not command.startswith("gatenorm "):
+            continue
+        done = run(["bash", "-c", command], folder)
+        assert done.returncode == 0, f"{page}: {command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        if "--json" in command.split() and "compare" in command:
+            (folder / "compare.json").write_text(done.stdout)
+    return folder

@@ -12,8 +12,7 @@ import pytest
 from cpp_programs import Program, greedy
 from documented import DOCS, ROOT, fences
 
-from gatenorm_export.bundling import Bundle, BundleRequest, make_bundle, open_bundle
-from gatenorm_export.cli.main import main
+from gatenorm_export.bundling import Bundle, open_bundle
 
 pytestmark = [
     pytest.mark.real,
@@ -29,14 +28,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(documented_folder: Path) -> Path:
     """A folder with ``bundle/``: SmolLM2 without the attention of its four layers with the lowest scores."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    base, pruned = folder / "base", folder / "pruned"
-    assert main(["export", "smollm2", "-o", str(base), "-q"]) == 0
-    assert main(["prune", str(base / "model.onnx"), "--layers", "19,27-29", "-o", str(pruned), "-q"]) == 0
-    make_bundle(BundleRequest(source=pruned, out=folder / "bundle"))
-    return folder
+    return documented_folder
 
 
 @pytest.fixture(scope="module")

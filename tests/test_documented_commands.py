@@ -4,15 +4,13 @@ SmolLM2; and what the run promises."""
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from documented import ROOT, commands, fences, pages
+from documented import ROOT, commands, fences, pages, run
 
 PYTHON_BLOCKS = [(page, number) for page in pages() for number in range(len(fences(page, "python")))]
 BENCHMARKS = [
@@ -25,26 +23,9 @@ BENCHMARKS = [
 pytestmark = pytest.mark.real
 
 
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    # The commands of this very environment come first, as in a shell in which it is active.
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder in which gatenorm's commands have been run, each with its exit code checked."""
-    folder = tmp_path_factory.mktemp("documented")
-    for page, command in commands():
-        if not command.startswith("gatenorm "):
-            continue
-        done = run(["bash", "-c", command], folder)
-        assert done.returncode == 0, f"{page}: {command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        if "--json" in command.split() and "compare" in command:
-            (folder / "compare.json").write_text(done.stdout)
-    return folder
+def folder(documented_folder: Path) -> Path:
+    return documented_folder
 
 
 def test_the_set_up_commands_exist() -> None:
