@@ -20,8 +20,8 @@ from gatenorm_export.bundling import BundleRequest, make_bundle, open_bundle
 from gatenorm_export.bundling.opening import read_manifest, sealed
 from gatenorm_export.cli.main import main
 from gatenorm_export.deploying.triton import RECORD_NAME, Load, Placement, TritonRequest, write_repository
+from gatenorm_export.deploying.triton.backends import backend_config, engine_backend
 from gatenorm_export.deploying.triton.config_text import Word, config_text
-from gatenorm_export.deploying.triton.stepping import engine_backend, stepping_config
 from gatenorm_export.errors import ExitCode, InputError, RefusedError, TamperedError
 from gatenorm_export.records import BundleEngine, EngineArtifact, Profile, ProfileBounds, TensorSpec, TritonRepository
 
@@ -190,7 +190,7 @@ def engine_of(bundle: Path, *, batch: int = 4, prompt: int = 64, context: int = 
 def test_an_engine_is_configured_by_its_own_bindings(bundle: Path, tmp_path: Path) -> None:
     engine, decoding = engine_of(bundle), open_bundle(bundle).manifest.decoding
     request = TritonRequest(bundle, tmp_path, load=Load(max_batch=4))
-    text = config_text(stepping_config("engine", engine_backend(engine, decoding), request))
+    text = config_text(backend_config("engine", engine_backend(engine, decoding), request))
     config = pbtxt.Parse(text, model_config_pb2.ModelConfig())
     assert (config.platform, config.default_model_filename) == ("tensorrt_plan", "model.plan")
     (group,) = config.instance_group
@@ -204,7 +204,7 @@ def test_an_engine_is_configured_by_its_own_bindings(bundle: Path, tmp_path: Pat
     assert sorted(named) == sorted(bindings)
     assert all(model_config_pb2.DataType.Name(state.data_type) == "TYPE_FP16" for state in states)
     with pytest.raises(RefusedError, match="--max-batch 5: engine takes 4 at most"):
-        stepping_config(
+        backend_config(
             "engine", engine_backend(engine, decoding), TritonRequest(bundle, tmp_path, load=Load(max_batch=5))
         )
     with pytest.raises(RefusedError, match="--context longer than --prompt"):

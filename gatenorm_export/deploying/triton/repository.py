@@ -8,11 +8,17 @@ from pathlib import Path
 
 from gatenorm_export.artifacts import replaced_folder
 from gatenorm_export.bundling import Bundle, open_bundle
+from gatenorm_export.deploying.triton.backends import (
+    Backend,
+    backend_config,
+    check_stepping,
+    engine_backend,
+    onnx_backend,
+)
 from gatenorm_export.deploying.triton.config_text import Value, config_text
-from gatenorm_export.deploying.triton.forward import (
+from gatenorm_export.deploying.triton.encoders import (
     check_text_encoder,
     ensemble_config,
-    forward_config,
     max_length,
     tokenizing_config,
 )
@@ -20,13 +26,6 @@ from gatenorm_export.deploying.triton.generating import generating_config
 from gatenorm_export.deploying.triton.probing import GraphProbe
 from gatenorm_export.deploying.triton.python_models import write_generating, write_tokenizing
 from gatenorm_export.deploying.triton.request import MODEL_KINDS, ModelKind, TritonRequest, model_name
-from gatenorm_export.deploying.triton.stepping import (
-    Backend,
-    check_stepping,
-    engine_backend,
-    onnx_backend,
-    stepping_config,
-)
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import BundleGraph, BundleManifest, TritonModel, TritonRepository
@@ -135,20 +134,17 @@ class _Writer:
         name = f"{self._name}_onnx"
         if self._manifest.companions:
             raise RefusedError("a speech model is several graphs that call each other, which no model here does")
-        if decoding is None:
-            config = forward_config(name, graph, self._request)
-            does = "one call of the graph"
-        else:
+        if decoding is not None:
             check_stepping(decoding)
             if decoding.caches:
                 self._graph_probe().check_hidden_position()
-            config = stepping_config(name, onnx_backend(graph, decoding), self._request)
-            does = _STEPPED
+        config = backend_config(name, onnx_backend(graph, decoding), self._request)
         with self._progress.task(f"write {name}"):
             for file in self._manifest.files:
                 if file.role in {"graph", "weights"}:
                     self._copy(file.name, self._folder(name) / file.name)
             self._write_config(config)
+        does = _STEPPED if decoding is not None else "one call of the graph"
         yield TritonModel(name=name, backend="onnxruntime", does=does)
 
     def _tensorrt(self) -> Iterator[TritonModel]:
@@ -171,7 +167,7 @@ class _Writer:
             suffix = "tensorrt" if len(engines) == 1 else model_name(Path(engine.file).stem)
             name = f"{self._name}_{suffix}"
             backend: Backend = engine_backend(engine, decoding)
-            config = stepping_config(name, backend, self._request)
+            config = backend_config(name, backend, self._request)
             with self._progress.task(f"write {name}"):
                 self._copy(engine.file, self._folder(name) / backend.file)
                 self._write_config(config)

@@ -1,4 +1,5 @@
-"""A decoder as Triton's own backends serve it: one step a request, the caches kept by the server as implicit state.
+"""A graph or engine as Triton's own backends serve it: a decoder one step a request, the caches kept by the server as
+implicit state, everything else one call.
 
 The server turns the open length of a state into 1 for the first request of a sequence, whatever the configuration says
 of its initial state; a cache of length 0 cannot be had. So a sequence begins with one position of zeros, which the mask
@@ -33,9 +34,10 @@ class Backend:
     largest_batch: int | None = None
 
 
-def onnx_backend(graph: BundleGraph, decoding: Decoding) -> Backend:
-    """The graph on Triton's ONNX Runtime backend."""
-    return Backend("onnxruntime_onnx", graph.inputs, graph.outputs, decoding.caches, graph.file)
+def onnx_backend(graph: BundleGraph, decoding: Decoding | None) -> Backend:
+    """The graph on Triton's ONNX Runtime backend; ``decoding`` is None of what is no decoder."""
+    caches = decoding.caches if decoding is not None else ()
+    return Backend("onnxruntime_onnx", graph.inputs, graph.outputs, caches, graph.file)
 
 
 def engine_backend(engine: BundleEngine, decoding: Decoding) -> Backend:
@@ -77,8 +79,8 @@ def check_stepping(decoding: Decoding) -> None:
         )
 
 
-def stepping_config(name: str, backend: Backend, request: TritonRequest) -> dict[str, Value]:
-    """The configuration of a model that is stepped.
+def backend_config(name: str, backend: Backend, request: TritonRequest) -> dict[str, Value]:
+    """The configuration of a model that one of Triton's own backends serves; Triton batches requests of one shape.
 
     Raises:
         RefusedError: the batch that was asked for is more than it takes.

@@ -1,39 +1,16 @@
-"""Models without a cache: the graph on Triton's ONNX Runtime backend, and before an encoder its tokenizer."""
+"""Text in, an encoder's outputs out: its tokenizer as a model before the graph, and the ensemble of both."""
 
 from __future__ import annotations
 
 from gatenorm_export.bundling import Bundle
 from gatenorm_export.deploying.triton.config_text import Value, Word
-from gatenorm_export.deploying.triton.configs import batchable, check_batch, instance_group, tensor
+from gatenorm_export.deploying.triton.configs import batchable, tensor
 from gatenorm_export.deploying.triton.request import TritonRequest
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.model_configs import configs_in
 from gatenorm_export.records import BundleGraph
 
 TEXT, TOKENIZED = "text", ("input_ids", "attention_mask", "token_type_ids")
-
-
-def forward_config(name: str, graph: BundleGraph, request: TritonRequest) -> dict[str, Value]:
-    """The graph, called once for an answer; Triton batches requests of one shape.
-
-    Raises:
-        RefusedError: a batch was asked for, and the graph's inputs do not all begin with an open dimension.
-    """
-    batched = batchable((*graph.inputs, *graph.outputs))
-    if not batched:
-        check_batch(request.load.max_batch, 1, f"{name}, whose tensors do not all begin with an open batch dimension,")
-    config: dict[str, Value] = {
-        "name": name,
-        "platform": "onnxruntime_onnx",
-        "default_model_filename": graph.file,
-        "max_batch_size": request.load.max_batch if batched else 0,
-        "input": [tensor(spec, batched=batched) for spec in graph.inputs],
-        "output": [tensor(spec, batched=batched) for spec in graph.outputs],
-        "instance_group": instance_group(request.placement, request.placement.kind),
-    }
-    if batched and request.load.max_batch > 1:
-        config["dynamic_batching"] = {"max_queue_delay_microseconds": request.load.queue_delay_us}
-    return config
 
 
 def check_text_encoder(graph: BundleGraph) -> None:
