@@ -141,4 +141,8 @@ Result<std::vector<float>> decode(const std::byte* data, std::size_t count, DTyp
     return values;
 }
 
+Result<std::vector<float>> decode_last(const void* data, std::size_t count, std::size_t row, DType dtype) {
+    return decode(static_cast<const std::byte*>(data) + (count - row) * size_of(dtype), row, dtype);
+}
+
 }  // namespace gatenorm

@@ -33,4 +33,7 @@ Result<Bytes> encode(const std::vector<std::int64_t>& values, DType dtype);
 // `count` floating-point elements at `data`, which may lie at any address.
 Result<std::vector<float>> decode(const std::byte* data, std::size_t count, DType dtype);
 
+// The last `row` of the `count` elements at `data`: of logits, those of the last token.
+Result<std::vector<float>> decode_last(const void* data, std::size_t count, std::size_t row, DType dtype);
+
 }  // namespace gatenorm

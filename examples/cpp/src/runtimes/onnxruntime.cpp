@@ -91,9 +91,7 @@ private:
 
         const auto info = logits.GetTensorTypeAndShapeInfo();
         const auto vocabulary = static_cast<std::size_t>(info.GetShape().back());
-        const auto* data = static_cast<const std::byte*>(logits.GetTensorRawData()) +
-                           (info.GetElementCount() - vocabulary) * size_of(signature_.logits.dtype);
-        return decode(data, vocabulary, signature_.logits.dtype);
+        return decode_last(logits.GetTensorRawData(), info.GetElementCount(), vocabulary, signature_.logits.dtype);
     }
 
     std::vector<Ort::Value> empty_caches() const {

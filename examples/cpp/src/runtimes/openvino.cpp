@@ -90,10 +90,7 @@ private:
         past_ += step;
 
         const ov::Tensor logits = now.get_tensor(signature_.logits.name);
-        const std::size_t vocabulary = logits.get_shape().back();
-        const auto* data = static_cast<const std::byte*>(logits.data()) +
-                           (logits.get_size() - vocabulary) * size_of(signature_.logits.dtype);
-        return decode(data, vocabulary, signature_.logits.dtype);
+        return decode_last(logits.data(), logits.get_size(), logits.get_shape().back(), signature_.logits.dtype);
     }
 
     std::string file_;
