@@ -20,6 +20,15 @@ GRAPH_NAME = "model.onnx"
 MANIFEST_NAME = "manifest.json"
 BUNDLED_RECORDS = "records"
 """The folder of a bundle that keeps the record of its graph, and those of the stages before."""
+CONFIG_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+"""What a model folder says of the model and of what it takes."""
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",

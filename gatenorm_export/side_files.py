@@ -8,21 +8,14 @@ from pathlib import Path
 
 from gatenorm_export.errors import InputError
 from gatenorm_export.genai_config import GENAI_CONFIG, CacheNames, other_files, rewrite_genai_config
-from gatenorm_export.graphs import GRAPH_NAME, TOKENIZER_FILES
+from gatenorm_export.graphs import CONFIG_FILES, GRAPH_NAME, TOKENIZER_FILES
 from gatenorm_export.kinds import SPEECH_GRAPHS
 from gatenorm_export.progress import Progress
 from gatenorm_export.small_files import inside, read_object, read_small
 
 # Anything else in a source folder is not ours to copy, least of all tensors. config.json stays as it is, its layer
 # count too: optimum takes the cache from the graph's inputs, and the count tells what checkpoint the graph came from.
-_COPIED = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    *TOKENIZER_FILES,
-)
+_COPIED = (*CONFIG_FILES, *TOKENIZER_FILES)
 
 
 def side_files(graph: Path, pruned: Path, names: CacheNames, progress: Progress) -> dict[str, bytes]:

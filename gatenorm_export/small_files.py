@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +127,12 @@ def inside(folder: Path, name: str) -> Path:
         how = f"is a link to {real}, which is" if path.is_symlink() else "lies"
         raise InputError(f"{path}: {how} outside its folder; refused, put the file itself there")
     return path
+
+
+def present_inside(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The places of those ``names`` that are files of ``folder``, by name.
+
+    Raises:
+        InputError: one leads out of the folder, as for :func:`inside`.
+    """
+    return {name: inside(folder, name) for name in names if (folder / name).is_file()}

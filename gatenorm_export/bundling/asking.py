@@ -104,7 +104,7 @@ def _ask_encoder(question: Question) -> Asked:
     length = max(1, min(PROMPT_TOKENS, room - PADDING_TOKENS))
     tokens = spread_tokens(length + PADDING_TOKENS, vocabulary, avoided=padding)
     row, longer = np.array(tokens[:length]), np.array(tokens)
-    runner = ForwardGraph(question.path)
+    runner = ForwardGraph(question.path, question.session)
     alone, beside = runner.run(token_feed([row], padding)), runner.run(token_feed([longer, row], padding))
     outputs = runner.outputs
     return _vectors(
@@ -121,7 +121,7 @@ def _ask_vision(question: Question) -> Asked:
     from gatenorm_export.comparing.forward import PIXELS, ForwardGraph
 
     shape = _image_shape(question)
-    runner = ForwardGraph(question.path)
+    runner = ForwardGraph(question.path, question.session)
     images = np.stack([_waves(shape, 0.37), _waves(shape, 0.53)])
     alone, beside = runner.run({PIXELS: images[1:]}), runner.run({PIXELS: images})
     return _vectors(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from graph_passes import AttentionSites
 
-_DTYPES = {
+DTYPES = {
     "FLOAT": "float32",
     "DOUBLE": "float64",
     "BFLOAT16": "bfloat16",
@@ -29,6 +29,7 @@ _DTYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
+"""ONNX's names of element types -> numpy's; ONNX Runtime writes ONNX's small."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +79,10 @@ def read_interface(path: Path, name: str) -> GraphInterface:
 
 
 def _spec(value: ir.Value, path: Path) -> TensorSpec:
-    if value.dtype is None or value.shape is None or value.dtype.name not in _DTYPES:
+    if value.dtype is None or value.shape is None or value.dtype.name not in DTYPES:
         raise InputError(f"{path}: {value.name} is no tensor of a known type and rank; export the graph again")
     name = value.name or ""
-    return TensorSpec(name=name, dtype=_DTYPES[value.dtype.name], shape=_shape(value, name))
+    return TensorSpec(name=name, dtype=DTYPES[value.dtype.name], shape=_shape(value, name))
 
 
 def _shape(value: ir.Value, name: str) -> Shape:

@@ -26,6 +26,7 @@ from gatenorm_export.kinds import KindName, kind_of, kind_of_graph
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     BundleClient,
+    BundleFile,
     BundleManifest,
     BundleModel,
     BundleProbe,
@@ -79,8 +80,7 @@ def make_bundle(request: BundleRequest, *, progress: Progress | None = None) -> 
         # Looked at again: the folder may have been filled while the graph was read.
         check_place(request.out, request.source)
         contents = _contents(request, gathered)
-        manifest = _manifest(request, gathered, probe).model_copy(update={"files": contents.write(staging, progress)})
-        manifest, text = sealed(BundleManifest.model_validate(dict(manifest)))
+        manifest, text = sealed(_manifest(request, gathered, probe, contents.write(staging, progress)))
         (staging / MANIFEST_NAME).write_bytes(text)
     return manifest
 
@@ -215,14 +215,16 @@ def _public(record: ExportedGraph | PrunedGraph) -> bytes:
     return record.model_copy(update=changes).to_json().encode()
 
 
-def _manifest(request: BundleRequest, gathered: _Gathered, probe: BundleProbe | None) -> BundleManifest:
+def _manifest(
+    request: BundleRequest, gathered: _Gathered, probe: BundleProbe | None, files: tuple[BundleFile, ...]
+) -> BundleManifest:
     record, interface, spec = gathered.source.record, gathered.interface, gathered.model
     pruned = record if isinstance(record, PrunedGraph) else None
     earlier = gathered.source.earlier
     told = (earlier.licence, earlier.licence_source) if earlier is not None else None
     licence = told or licence_of(spec, gathered.folders)
     name = earlier.name if earlier is not None else _public_name(spec) if spec is not None else "model"
-    return BundleManifest.model_construct(
+    return BundleManifest(
         convention=record.convention if record is not None else Convention(),
         name=request.name or _plain(name),
         task=gathered.task,
@@ -243,7 +245,7 @@ def _manifest(request: BundleRequest, gathered: _Gathered, probe: BundleProbe | 
         no_decoding=gathered.no_decoding,
         clients=_clients(request, gathered),
         probe=probe,
-        files=(),
+        files=files,
     )
 
 

@@ -11,18 +11,10 @@ from typing import Any
 from gatenorm_export.bundling.genai import genai_config
 from gatenorm_export.errors import InputError
 from gatenorm_export.genai_config import GENAI_CONFIG, other_files
-from gatenorm_export.graphs import TOKENIZER_FILES
+from gatenorm_export.graphs import CONFIG_FILES, TOKENIZER_FILES
 from gatenorm_export.model_configs import ModelConfigs, read_configs
 from gatenorm_export.records import Decoding
-from gatenorm_export.small_files import inside
-
-CONFIG_FILES = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-)
+from gatenorm_export.small_files import inside, present_inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +34,14 @@ def find_side_files(folders: Sequence[Path]) -> SideFiles:
         InputError: a config is no JSON object, or a file is a link that leads out of its folder.
     """
     # A tokenizer's files belong together: those of two folders are never mixed.
-    tokenizer = next((found for folder in folders if (found := _present(folder, TOKENIZER_FILES))), {})
+    tokenizer = next((found for folder in folders if (found := present_inside(folder, TOKENIZER_FILES))), {})
     configs: dict[str, Path] = {}
     for folder in folders:
-        configs = _present(folder, CONFIG_FILES) | configs
+        configs = present_inside(folder, CONFIG_FILES) | configs
     genai = inside(folders[0], GENAI_CONFIG)
     own = genai if genai.is_file() else None
     told = read_configs(configs | ({GENAI_CONFIG: own} if own is not None else {}))
     return SideFiles(tokenizer, configs, own, told)
-
-
-def _present(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    return {name: inside(folder, name) for name in names if (folder / name).is_file()}
 
 
 @dataclasses.dataclass(frozen=True)

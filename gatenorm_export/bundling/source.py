@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 
 from gatenorm_export.artifacts import sha256_of
@@ -13,7 +12,7 @@ from gatenorm_export.graphs import BUNDLED_RECORDS, MANIFEST_NAME, graph_file, g
 from gatenorm_export.kinds import SPEECH_GRAPHS
 from gatenorm_export.records import BundleManifest, ComparisonReport, ExportedGraph, PrunedGraph, RunManifest
 from gatenorm_export.run_folder import COMPARISON, PLAN, SCORES, engine_file
-from gatenorm_export.small_files import inside, read_object
+from gatenorm_export.small_files import inside, present_inside, read_object
 
 RECORDS, REPORT = BUNDLED_RECORDS, "report"
 """The folders of a bundle for the records of the stages, and for the report of a run."""
@@ -102,8 +101,8 @@ def _of_run(folder: Path) -> BundleSource:
     engine = engine_file(folder, "pruned")
     return dataclasses.replace(
         source,
-        records=source.records | _present(folder, (PLAN, SCORES, COMPARISON)),
-        reports=_present(folder, _REPORTS),
+        records=source.records | present_inside(folder, (PLAN, SCORES, COMPARISON)),
+        reports=present_inside(folder, _REPORTS),
         engines=(engine,) if "build" in manifest.stages and engine.is_file() else (),
     )
 
@@ -132,7 +131,3 @@ def _check_proof(folder: Path, source: BundleSource, comparison: ComparisonRepor
     if comparison.faithfulness.passed is False or wrong:
         what = wrong[0] if wrong else "the pruned graph"
         raise RefusedError(f"{folder}: {what} does not compute what it should ({comparison.verdict}); not bundled")
-
-
-def _present(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    return {name: inside(folder, name) for name in names if (folder / name).is_file()}

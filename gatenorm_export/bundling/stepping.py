@@ -7,31 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gatenorm_export.bundling.interface import DTYPES
 from gatenorm_export.errors import InputError, needs
 from gatenorm_export.records import BundleGraph, CacheTensor, Decoding, TensorSpec
 
-# ONNX numbers of the types a cache may have; numpy has no bfloat16.
-_ELEMENT_TYPES = {
-    "float32": 1,
-    "uint8": 2,
-    "int8": 3,
-    "int32": 6,
-    "int64": 7,
-    "float16": 10,
-    "float64": 11,
-    "bfloat16": 16,
-}
-_ORT_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
-}
+_ORT_DTYPES = {f"tensor({name.lower()})": dtype for name, dtype in DTYPES.items()}
 
 
 def open_graph(path: Path) -> Any:
@@ -106,8 +86,11 @@ class Stepper:
 
 
 def _empty(cache: CacheTensor) -> Any:
+    import onnx_ir as ir
     import onnxruntime
 
     lengths = [1 if isinstance(length, str) else length for length in cache.shape]
     lengths[cache.batch_axis], lengths[cache.length_axis] = 1, 0
-    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(lengths, _ELEMENT_TYPES[cache.dtype], "cpu")
+    # By ONNX's number of the type: numpy has no bfloat16.
+    number = next(ir.DataType[name].value for name, dtype in DTYPES.items() if dtype == cache.dtype)
+    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(lengths, number, "cpu")

@@ -22,17 +22,17 @@ Feed = dict[str, np.ndarray]
 
 
 class ForwardGraph:
-    """A graph that maps inputs to outputs, on ONNX Runtime's CPU provider.
+    """A graph that maps inputs to outputs, on ONNX Runtime's CPU provider; ``session`` is one that has it open already.
 
     Raises:
         InputError: ONNX Runtime cannot load the graph.
         RefusedError: it takes an input that this kind of model does not have, such as a KV cache.
     """
 
-    def __init__(self, graph: Path) -> None:
+    def __init__(self, graph: Path, session: Any = None) -> None:
         from gatenorm_export.comparing.runners import open_session
 
-        self.session = open_session(graph)
+        self.session = session if session is not None else open_session(graph)
         self.inputs = {entry.name: entry.shape for entry in self.session.get_inputs()}
         self.outputs = tuple(entry.name for entry in self.session.get_outputs())
         unknown = sorted(set(self.inputs) - {TOKENS, MASK, TYPES, POSITIONS, PIXELS})

@@ -12,11 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16, Bfloat16Products, bfloat16_products
-from gatenorm_export.scoring.rows import Matrix
+from gatenorm_export.scoring.rows import ROWS_AT_A_TIME, Matrix
 from gatenorm_export.scoring.signs import BlockSigns
 
-# In float32 so few rows stay in cache.
-_ROWS_AT_A_TIME = 32
 # What is digested, then multiplied: less costs calls, more leaves the caches before it is multiplied.
 _BYTES_AT_A_TIME = 1 << 22
 _PIECES = 3
@@ -79,7 +77,7 @@ class Float32Factor:
 
     def _blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Rows in float32, few at a time: group sums, or the weights as they are."""
-        weights, rows, step, head_dim = self._weights, self._rows, _ROWS_AT_A_TIME, self._head_dim
+        weights, rows, step, head_dim = self._weights, self._rows, ROWS_AT_A_TIME, self._head_dim
         if len(weights) == rows:
             buffer = np.empty((min(step, rows), self._width), np.float32)
             for start in range(0, rows, step):

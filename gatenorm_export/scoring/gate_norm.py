@@ -12,7 +12,7 @@ import numpy as np
 
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16, Bfloat16Products, Multiply, bfloat16_products
 from gatenorm_export.scoring.pairing import blas_threads
-from gatenorm_export.scoring.rows import Matrix
+from gatenorm_export.scoring.rows import ROWS_AT_A_TIME, Matrix
 
 Variant = Literal["all-heads", "per-head"]
 
@@ -27,7 +27,6 @@ _TERMS = 1024
 _TILE = 1024
 # Where the entries of the gate matrix are larger or smaller, their squares may leave float32.
 _FLOAT32_ENTRIES = (1e-15, 1e15)
-_ROWS_AT_A_TIME = 32
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ def group_rows(query: Matrix, key_rows: int, head_dim: int) -> Iterator[tuple[sl
     """The group sum in blocks of rows that stay in cache: (rows of the sum, the blocks to add up for them)."""
     group = len(query) // key_rows
     for head in range(key_rows // head_dim):
-        for start in range(0, head_dim, _ROWS_AT_A_TIME):
-            stop = min(start + _ROWS_AT_A_TIME, head_dim)
+        for start in range(0, head_dim, ROWS_AT_A_TIME):
+            stop = min(start + ROWS_AT_A_TIME, head_dim)
             first = head * group * head_dim
             blocks = [query[first + h * head_dim + start : first + h * head_dim + stop] for h in range(group)]
             yield slice(head * head_dim + start, head * head_dim + stop), blocks
@@ -160,8 +159,8 @@ def _gamma(terms: int, unit: float) -> float:
 
 def _frobenius(array: np.ndarray, dtype: type[np.floating] = np.float32) -> float:
     total = 0.0
-    for start in range(0, len(array), _ROWS_AT_A_TIME):
-        block = array[start : start + _ROWS_AT_A_TIME].astype(dtype).ravel()
+    for start in range(0, len(array), ROWS_AT_A_TIME):
+        block = array[start : start + ROWS_AT_A_TIME].astype(dtype).ravel()
         total += float(np.vdot(block, block))
     return math.sqrt(total)
 
