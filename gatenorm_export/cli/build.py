@@ -82,18 +82,19 @@ def run(args: argparse.Namespace) -> int:
     return int(ExitCode.OK)
 
 
-def _is_folder(out: Path) -> bool:
-    """Whether ``--out`` names a folder, where one engine is built."""
-    return out.is_dir() or not out.suffix
-
-
 def _locks(args: argparse.Namespace) -> tuple[Path, ...]:
     """Engines may be built side by side into one folder; several at once take it whole."""
     if len(args.graphs) > 1:
         return (folder_lock(args.out),)
-    (graph,) = args.graphs
-    name = f"{graph.stem if graph.suffix == '.onnx' else Path(GRAPH_NAME).stem}.engine"
-    return (file_lock(args.out / name if _is_folder(args.out) else args.out),)
+    return (file_lock(_only_engine(args)),)
+
+
+def _only_engine(args: argparse.Namespace) -> Path:
+    """Where the engine of a single graph goes: the file that is named, or into the folder by the graph's name."""
+    graph: Path = args.graphs[0]
+    out: Path = args.out
+    stem = Path(GRAPH_NAME if graph.is_dir() else graph.name).stem
+    return out / f"{stem}.engine" if out.is_dir() or not out.suffix else out
 
 
 def _places(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
@@ -108,7 +109,7 @@ def _places(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
 
     if len(args.graphs) == 1:
         graph = graph_file(args.graphs[0])
-        engine = args.out / f"{graph.stem}.engine" if _is_folder(args.out) else args.out
+        engine = _only_engine(args)
         places = {engine.stem: (graph, engine)}
     else:
         out = batch_folder(args.out, verb="build")
