@@ -6,16 +6,14 @@ The stream in front of every layer of the plan so far is kept, so that a candida
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from gatenorm_export.artifacts import sha256_of_text, write_text
 from gatenorm_export.calibrating.fitting import WINDOWS_AT_ONCE, repaired_layer
 from gatenorm_export.calibrating.stream import Stream, StreamModel
-from gatenorm_export.records import tool_versions
+from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.repairs import LayerRepair
 
 
@@ -151,31 +149,24 @@ class Measurements:
     """Costs measured so far, kept in a file, so that an interrupted search goes on where it was."""
 
     def __init__(self, path: Path | None, *decides: str) -> None:
-        self._path = path
-        self._key = sha256_of_text(json.dumps([*decides, tool_versions()], sort_keys=True))
-        self._costs: dict[str, tuple[float, float]] = {}
-        if path is not None and path.is_file():
-            try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
-                if kept.get("key") == self._key:
-                    self._costs = {name: (float(kl), float(ppl)) for name, (kl, ppl) in kept["costs"].items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                # Lost measurements cost time, nothing else.
-                self._costs = {}
+        self._kept = KeptWork(path, *decides)
 
     def get(self, name: str) -> Cost | None:
         """A cost that was measured before."""
-        known = self._costs.get(name)
-        return Cost(*known) if known is not None else None
+        kept = self._kept.get(name)
+        if kept is None:
+            return None
+        try:
+            kl_nats, ppl = kept
+            return Cost(float(kl_nats), float(ppl))
+        except (TypeError, ValueError):
+            return None
 
     def put(self, name: str, cost: Cost) -> Cost:
         """Keep a cost."""
-        self._costs[name] = (cost.kl_nats, cost.ppl)
-        if self._path is not None:
-            write_text(self._path, json.dumps({"kind": "measurements", "key": self._key, "costs": self._costs}))
+        self._kept.put(name, dataclasses.astuple(cost))
         return cost
 
     def forget(self) -> None:
         """Remove the file: the search that it served is finished."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        self._kept.forget()
