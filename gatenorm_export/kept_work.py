@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gatenorm_export.artifacts import sha256_of_text, write_text
+from gatenorm_export.artifacts import output_error, sha256_of_text, write_text
 from gatenorm_export.records import tool_versions
 
 
@@ -14,21 +14,34 @@ class KeptWork:
     """Named JSON values in a file, for as long as what decides them stays the same.
 
     ``decides`` are JSON values: digests of the inputs, and every option that changes a value. The versions of the tools
-    decide with them. ``path`` None keeps nothing.
+    decide with them. ``path`` None keeps nothing. The file has a line for the key and one for each value, which is
+    added as it comes: keeping a value costs the same however many there are.
     """
 
     def __init__(self, path: Path | None, *decides: Any) -> None:
         self._path = path
         self._key = sha256_of_text(json.dumps([*decides, tool_versions()], sort_keys=True))
         self._values: dict[str, Any] = {}
+        self._whole = False
+        """Whether the file is ours to its end, so that a line may be added to it."""
         if path is not None and path.is_file():
-            try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
-                if kept.get("key") == self._key:
-                    self._values = dict(kept["values"])
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                # Lost work costs time, nothing else.
-                self._values = {}
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        # Lost work costs time, nothing else: what cannot be read was not found.
+        try:
+            first, *lines = path.read_text(encoding="utf-8").split("\n")
+            if json.loads(first)["key"] != self._key:
+                return
+            for number, line in enumerate(lines):
+                if number == len(lines) - 1:
+                    # Behind the last line break is nothing, or what a killed command had not written to its end.
+                    self._whole = not line
+                    return
+                name, value = json.loads(line)
+                self._values[str(name)] = value
+        except (OSError, ValueError, KeyError, TypeError):
+            return
 
     def __len__(self) -> int:
         return len(self._values)
@@ -44,13 +57,24 @@ class KeptWork:
             OutputError: the file cannot be written.
         """
         self._values[name] = value
-        if self._path is not None:
-            write_text(self._path, json.dumps({"kind": "kept work", "key": self._key, "values": self._values}))
+        if self._path is None:
+            return
+        if not self._whole:
+            entries = [{"kind": "kept work", "key": self._key}, *map(list, self._values.items())]
+            write_text(self._path, "".join(f"{json.dumps(entry)}\n" for entry in entries))
+            self._whole = True
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps([name, value])}\n")
+        except OSError as error:
+            self._whole = False
+            raise output_error(self._path, error) from error
 
     def forget(self) -> None:
         """Remove the file: what it served is finished."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        forget(self._path)
+        self._whole = False
 
 
 def kept_beside(out: Path | None, verb: str) -> Path | None:
@@ -58,3 +82,9 @@ def kept_beside(out: Path | None, verb: str) -> Path | None:
     if out is None:
         return None
     return out.with_name(f".{out.name}.{verb}-so-far") if out.suffix == ".json" else out / f".{verb}-so-far"
+
+
+def forget(path: Path | None) -> None:
+    """Remove the work that was kept at ``path``: the output that it served is written."""
+    if path is not None:
+        path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gatenorm_export.kept_work import KeptWork, kept_beside
+from gatenorm_export.kept_work import KeptWork, forget, kept_beside
 
 
 def test_the_same_command_finds_what_it_left(tmp_path: Path) -> None:
@@ -29,17 +29,43 @@ def test_other_inputs_or_options_find_nothing(tmp_path: Path) -> None:
     assert KeptWork(path, "other", {"limit": 3}).get("a") is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": 1}', "\xff", json.dumps({"key": "KEY", "values": 3})])
+DAMAGED = ["", "{", "[]", '{"key": 1}', "\xff", '{"key": "KEY"}', '{"key": "KEY"}\n3\n', '{"key": "KEY"}\n["b", 1']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_file_costs_time_and_nothing_else(tmp_path: Path, text: str) -> None:
     path = tmp_path / "kept"
     kept = KeptWork(path, "digest")
     kept.put("a", 1)
-    key = json.loads(path.read_text())["key"]
+    key = json.loads(path.read_text().splitlines()[0])["key"]
     path.write_bytes(text.replace("KEY", key).encode("latin-1"))
     damaged = KeptWork(path, "digest")
     assert damaged.get("a") is None
+    assert damaged.get("b") is None
     damaged.put("b", 2)
     assert KeptWork(path, "digest").get("b") == 2
+
+
+def test_a_line_that_was_not_written_to_its_end_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    kept = KeptWork(path, "digest")
+    for name, value in (("a", 0.1 + 0.2), ("b", "\u2028"), ("c", [3])):
+        kept.put(name, value)
+    path.write_bytes(path.read_bytes()[:-3])
+    torn = KeptWork(path, "digest")
+    assert (torn.get("a"), torn.get("b"), torn.get("c")) == (0.1 + 0.2, "\u2028", None)
+    torn.put("c", [4])
+    torn.put("a", 5)
+    again = KeptWork(path, "digest")
+    assert (again.get("a"), again.get("b"), again.get("c"), len(again)) == (5, "\u2028", [4], 3)
+
+
+def test_what_was_kept_is_forgotten_by_its_place(tmp_path: Path) -> None:
+    KeptWork(tmp_path / "kept", "digest").put("a", 1)
+    forget(tmp_path / "kept")
+    forget(tmp_path / "kept")
+    forget(None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_work_is_kept() -> None:
