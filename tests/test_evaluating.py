@@ -257,6 +257,96 @@ def test_models_stand_side_by_side(graphs, local: Path, tmp_path: Path, capfd: p
     assert "Running" not in out + err
 
 
+INTERRUPTED = ["--tasks", "both,prose,go_on", "--batch", "2"]
+
+
+def without_seconds(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_text())
+    for model in record["models"]:
+        assert model.pop("seconds") > 0
+    record.pop("command")
+    return record
+
+
+class Interrupting:
+    """Counts the calls of the decoders, and stops them as Ctrl-C does behind so many."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls, self.most = 0, 10**9
+        run = GraphDecoder.__call__
+
+        def counted(decoder: GraphDecoder, *arguments: Any, **named: Any) -> np.ndarray:
+            if self.calls == self.most:
+                raise KeyboardInterrupt
+            self.calls += 1
+            return run(decoder, *arguments, **named)
+
+        monkeypatch.setattr(GraphDecoder, "__call__", counted)
+
+    def after(self, most: int) -> None:
+        self.calls, self.most = 0, most
+
+
+@pytest.mark.parametrize("out", ["eval.json", "out"])
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    graphs, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], out: str
+) -> None:
+    """Stopped again and again, in likelihoods, windows and texts of both models: nothing is computed twice."""
+    models = [str(graphs[()]), str(graphs[DROPPED])]
+    words = ["eval", *models, *INTERRUPTED, "--include-path", str(local)]
+    ran = Interrupting(monkeypatch)
+    assert main([*words, "-o", str(tmp_path / "at-once"), "-q"]) == 0
+    at_once = ran.calls
+    whole = without_seconds(tmp_path / "at-once" / "eval.json")
+    assert [path.name for path in (tmp_path / "at-once").iterdir()] == ["eval.json"]
+    capfd.readouterr()
+    path = tmp_path / "again" / out
+    calls = lost = 0
+    for _ in range(100):
+        ran.after(25)
+        code = main([*words, "-o", str(path)])
+        calls += ran.calls
+        if code == 0:
+            break
+        assert code == ExitCode.INTERRUPTED
+        assert not list(tmp_path.glob("again/**/eval.json"))
+        lost += 1
+    assert lost > 3
+    # A batch of texts, which takes as many calls as it has tokens, and the probe for padding are begun again.
+    assert at_once < calls <= at_once + 15 * lost
+    said = capfd.readouterr().err
+    assert "log likelihoods: " in said
+    assert "texts: " in said
+    assert "were computed before; going on" in said
+    written = path if out.endswith(".json") else path / "eval.json"
+    assert without_seconds(written) == whole
+    assert [found.name for found in written.parent.iterdir()] == [written.name]
+
+
+def test_another_evaluation_finds_nothing_of_an_interrupted_one(
+    graphs, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = Interrupting(monkeypatch)
+
+    def evaluate_with(*options: str, model: Path = graphs[()], stop: int = 10**9) -> int:
+        ran.after(stop)
+        common = ["eval", str(model), "--tasks", "words,prose", "--include-path", str(local), "-q"]
+        main([*common, "-o", str(tmp_path / "eval.json"), *options])
+        return ran.calls
+
+    at_once = evaluate_with()
+    for options in (["--batch", "2"], ["--max-length", "100"], ["--limit", "3"]):
+        other = evaluate_with(*options)
+        evaluate_with(stop=at_once - 1)
+        assert (tmp_path / ".eval.json.eval-so-far").exists()
+        assert evaluate_with(*options) == other
+    evaluate_with(stop=at_once - 1)
+    assert evaluate_with(model=graphs[DROPPED]) == at_once
+    evaluate_with(stop=at_once - 1)
+    assert evaluate_with() == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["eval.json"]
+
+
 def test_of_lm_evals_talk_only_errors_are_heard(capfd: pytest.CaptureFixture[str]) -> None:
     with evaluate._lm_eval_kept_quiet(OnStderr()) as progress:
         sys.stderr.write("chatter\n")

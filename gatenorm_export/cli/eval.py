@@ -15,6 +15,7 @@ from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output
 from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode
+from gatenorm_export.kept_work import forget, kept_beside
 from gatenorm_export.records import Evaluation, ModelResult, TaskMetric
 
 _SHARES = {"acc", "acc_norm", "exact_match"}
@@ -25,7 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     describe(
         parser,
-        "Evaluate models on zero-shot tasks of EleutherAI's lm-eval, side by side.",
+        "Evaluate models on zero-shot tasks of EleutherAI's lm-eval, side by side.\n\n"
+        "With -o the models' answers are kept as they come: the same command, given again after an interruption, "
+        "computes only those that are missing.",
         examples=(
             (
                 "the paper's seven tasks",
@@ -70,10 +73,12 @@ def run(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         command=args.command,
     )
-    evaluation = evaluate_models(args.models, request, progress=terminal.progress)
+    kept = kept_beside(args.out, "eval")
+    evaluation = evaluate_models(args.models, request, kept=kept, progress=terminal.progress)
     if args.out is not None:
         path = args.out if args.out.suffix == ".json" else args.out / "eval.json"
         evaluation.save(path)
+        forget(kept)
         terminal.say(f"wrote {path}")
     terminal.result(evaluation.to_object(), *_shown(evaluation))
     return int(ExitCode.OK)

@@ -19,7 +19,9 @@ import numpy as np
 
 from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.errors import InputError, needs
-from gatenorm_export.evaluating.models import EvaluatedModel, find_model
+from gatenorm_export.evaluating.kept_answers import KeptAnswers
+from gatenorm_export.evaluating.models import EvaluatedModel, find_model, tokenizer_digest
+from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.progress import Progress, Quiet, Task
 from gatenorm_export.records import Evaluation, ModelResult, TaskMetric, TaskResult
 from gatenorm_export.silence import silenced
@@ -52,17 +54,21 @@ class EvaluationRequest:
 
 
 def evaluate_models(
-    models: Sequence[Path], request: EvaluationRequest, *, progress: Progress | None = None
+    models: Sequence[Path], request: EvaluationRequest, *, kept: Path | None = None, progress: Progress | None = None
 ) -> Evaluation:
     """Evaluate models on the same tasks, one after the other; all are checked before the first is run.
 
     Seeds, truncation, batching and metrics are those of lm-eval's command line with its HFLM; see :class:`DecoderLM`.
     Nothing of a model or a data set is run as code.
 
+    ``kept`` is a file for the models' answers so far, from which the same call goes on where it was interrupted;
+    whoever calls forgets it once the result is written.
+
     Raises:
         MissingPartError: lm-eval, onnxruntime or an engine's TensorRT is not installed.
         InputError: a model, a tokenizer, a task or a data set is missing or damaged.
         RefusedError: a task needs more than greedy decoding, or a model cannot be run as asked.
+        OutputError: ``kept`` cannot be written.
     """
     progress = progress or Quiet()
     with needs("eval", "evaluating"), silenced():
@@ -75,15 +81,18 @@ def evaluate_models(
         for path in models:
             found.append(find_model(path, tokenizer=request.tokenizer, max_length=request.max_length))
             bar.advance()
+    work = KeptWork(kept, _decides(found, request))
     with _lm_eval_kept_quiet(progress) as aloud:
         with aloud.task("load the tasks"), contextlib.redirect_stderr(io.StringIO()):
             loaded = load_tasks(request.tasks, include=request.include, num_fewshot=request.num_fewshot)
         results: list[ModelResult] = []
-        for model, label in zip(found, _labels(found), strict=True):
+        for index, (model, label) in enumerate(zip(found, _labels(found), strict=True)):
             first = results[0] if results else None
-            results.append(_evaluate(model, label, loaded, request, first, aloud))
+            # A model that is named twice is run twice.
+            answers = KeptAnswers(work, index, model.sha256, progress=aloud)
+            results.append(_evaluate(model, label, loaded, request, first, answers, aloud))
     return Evaluation(
-        lm_eval=importlib.metadata.version("lm-eval"),
+        lm_eval=_lm_eval_version(),
         tasks=request.tasks,
         include_path=str(request.include) if request.include is not None else None,
         limit=request.limit,
@@ -93,6 +102,17 @@ def evaluate_models(
         device=device_name(),
         command=request.command,
     )
+
+
+def _lm_eval_version() -> str:
+    return importlib.metadata.version("lm-eval")
+
+
+def _decides(models: Sequence[EvaluatedModel], request: EvaluationRequest) -> list[Any]:
+    """What decides the answers, beside the inputs of each batch; files of local tasks are in those inputs."""
+    asked = [request.tasks, request.limit, request.num_fewshot, request.batch]
+    found = [[model.sha256, model.max_length, tokenizer_digest(model.tokenizer)] for model in models]
+    return [*asked, found, _lm_eval_version(), device_name()]
 
 
 def _labels(models: Sequence[EvaluatedModel]) -> list[str]:
@@ -107,6 +127,7 @@ def _evaluate(
     loaded: dict[str, Any],
     request: EvaluationRequest,
     first: ModelResult | None,
+    kept: KeptAnswers,
     progress: Progress,
 ) -> ModelResult:
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
@@ -125,6 +146,7 @@ def _evaluate(
             max_length=model.max_length,
             batch_size=request.batch,
             eos_token_ids=model.eos_token_ids,
+            kept=kept,
             progress=progress,
         )
         # As lm-eval's command line seeds them: few-shot examples are drawn, and every model must see the same.
@@ -155,7 +177,7 @@ def _evaluate(
         n_acc=len(accuracies),
         mean_acc=mean,
         mean_acc_change=mean - base if mean is not None and base is not None else None,
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - start + kept.seconds,
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gatenorm_export.comparing.quality import log_softmax
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.evaluating.decoder import Decoder, check_reach, in_pieces
+from gatenorm_export.evaluating.kept_answers import KeptAnswers
+from gatenorm_export.kept_work import KeptWork
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """The tokens of a context (at least one) and of its continuation (at least one)."""
@@ -33,12 +36,14 @@ def log_likelihoods(
     batch: int,
     max_length: int,
     advance: Callable[[int], None],
+    kept: KeptAnswers | None = None,
 ) -> list[tuple[float, bool]]:
     """log p(continuation | context) in nats, natural logarithm, and whether the continuation is the greedy one.
 
     As in lm-eval's HFLM: the last token is never an input; what is longer than ``max_length`` loses tokens on the left;
     inputs are run from the longest to the shortest; pairs with equal inputs, such as the one-token answers to a
-    question, share one run. ``advance`` is told how many pairs are done.
+    question, share one run. ``advance`` is told how many pairs are done. Batches
+    whose answers were ``kept`` are not run.
 
     Rows are padded on the right with the mask all ones: what a causal model computes before the padding does not
     depend on it, whatever the graph makes of masks.
@@ -59,15 +64,32 @@ def log_likelihoods(
     order = sorted(inputs, key=lambda tokens: (-len(tokens), tokens))
     if order:
         check_reach(decoder, len(order[0]))
-    answers = [_Answer() for _ in pairs]
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
-        _score(decoder, rows, [inputs[row] for row in rows], pairs, answers)
-        advance(sum(len(inputs[row]) for row in rows))
-    for answer in answers:
-        if np.isnan(answer.nats):
-            raise RefusedError(f"{decoder.name}: gives logits that are not numbers; the model cannot be evaluated")
-    return [(answer.nats, answer.greedy) for answer in answers]
+
+    def compute(rows: list[tuple[int, ...]]) -> list[tuple[float, bool]]:
+        members = [inputs[row] for row in rows]
+        scored = {index: _Answer() for indices in members for index in indices}
+        _score(decoder, rows, members, pairs, scored)
+        return [(answer.nats, answer.greedy) for answer in scored.values()]
+
+    answers = [(0.0, False)] * len(pairs)
+    for rows, scored in (kept or KeptAnswers(KeptWork(None))).each(
+        [order[start : start + batch] for start in range(0, len(order), batch)],
+        what=f"{decoder.name}: log likelihoods",
+        asked=lambda rows: [[row, list(pairs[index][1])] for row in rows for index in inputs[row]],
+        compute=compute,
+        read=_read,
+    ):
+        for index, answer in zip((index for row in rows for index in inputs[row]), scored, strict=True):
+            answers[index] = answer
+        advance(len(scored))
+    if any(np.isnan(nats) for nats, _ in answers):
+        raise RefusedError(f"{decoder.name}: gives logits that are not numbers; the model cannot be evaluated")
+    return answers
+
+
+def _read(kept: Any) -> tuple[float, bool]:
+    nats, greedy = kept
+    return float(nats), bool(greedy)
 
 
 def _score(
@@ -75,7 +97,7 @@ def _score(
     rows: Sequence[tuple[int, ...]],
     members: Sequence[Sequence[int]],
     pairs: Sequence[Pair],
-    answers: Sequence[_Answer],
+    answers: Mapping[int, _Answer],
 ) -> None:
     longest = len(rows[0])
     tokens = np.array([[*row, *[0] * (longest - len(row))] for row in rows], np.int64)

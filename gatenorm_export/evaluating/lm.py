@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -12,7 +12,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.evaluating.decoder import Decoder, check_reach
 from gatenorm_export.evaluating.generation import continue_greedily, honours_left_padding
+from gatenorm_export.evaluating.kept_answers import KeptAnswers
 from gatenorm_export.evaluating.likelihood import log_likelihoods
+from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.progress import Progress, Quiet
 
 MAX_NEW_TOKENS = 256
@@ -26,6 +28,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
     """Any :class:`Decoder` with its tokenizer, as lm-eval calls models.
 
     ``max_length`` is the longest input in tokens; ``eos_token_ids`` end a generation, beside the tokenizer's own.
+    ``kept`` are answers of before, and takes new ones.
 
     Raises:
         InputError: the tokenizer has neither a BOS nor an EOS token to begin a text with.
@@ -40,6 +43,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         max_length: int,
         batch_size: int = 1,
         eos_token_ids: Collection[int] = (),
+        kept: KeptAnswers | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
@@ -48,6 +52,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         self.batch_size = batch_size
         self._decoder = decoder
         self._progress = progress or Quiet()
+        self._kept = kept or KeptAnswers(KeptWork(None))
         if tokenizer.eos_token_id is None:
             raise InputError(f"{decoder.name}: its tokenizer names no EOS token; lm-eval ends and begins texts with it")
         self._ends = {*eos_token_ids, tokenizer.eos_token_id}
@@ -129,7 +134,12 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
     def _score(self, pairs: list[tuple[list[int], list[int]]], what: str) -> list[tuple[float, bool]]:
         with self._progress.task(f"{self._decoder.name}: {len(pairs):,} {what}", total=len(pairs)) as bar:
             return log_likelihoods(
-                self._decoder, pairs, batch=self.batch_size, max_length=self.max_length, advance=bar.advance
+                self._decoder,
+                pairs,
+                batch=self.batch_size,
+                max_length=self.max_length,
+                advance=bar.advance,
+                kept=self._kept,
             )
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
@@ -152,8 +162,9 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         with self._progress.task(f"{self._decoder.name}: {len(requests):,} texts", total=len(requests)) as bar:
             for (stops, limit), indices in alike.items():
                 check_reach(self._decoder, max(len(prompts[index]) for index in indices), limit)
-                for batch in self._batches(indices, prompts):
-                    self._continue(batch, prompts, list(stops), limit, texts)
+                for batch, found in self._continued(self._batches(indices, prompts), prompts, list(stops), limit):
+                    for index, text in zip(batch, found, strict=True):
+                        texts[index] = text
                     bar.advance(len(batch))
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
@@ -185,16 +196,25 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         size = self.batch_size
         return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
-    def _continue(
-        self, batch: Sequence[int], prompts: Sequence[list[int]], until: list[str], limit: int, texts: list[str]
-    ) -> None:
+    def _continued(
+        self, batches: Sequence[list[int]], prompts: Sequence[list[int]], until: list[str], limit: int
+    ) -> Iterator[tuple[list[int], list[str]]]:
+        """The texts of each batch, from before or computed."""
+        return self._kept.each(
+            batches,
+            what=f"{self._decoder.name}: texts",
+            asked=lambda batch: [[prompts[index], until, limit, sorted(self._ends)] for index in batch],
+            compute=lambda batch: self._continue([prompts[index] for index in batch], until, limit),
+            read=str,
+        )
+
+    def _continue(self, prompts: Sequence[list[int]], until: list[str], limit: int) -> list[str]:
         def done(tokens: list[int]) -> bool:
             return tokens[-1] in self._ends or any(stop and stop in self.tokenizer.decode(tokens) for stop in until)
 
-        continued = continue_greedily(self._decoder, [prompts[index] for index in batch], limit=limit, done=done)
-        for index, tokens in zip(batch, continued, strict=True):
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            texts[index] = postprocess_generated_text(text, until, None)
+        continued = continue_greedily(self._decoder, prompts, limit=limit, done=done)
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in continued]
+        return [str(postprocess_generated_text(text, until, None)) for text in texts]
 
 
 def check_greedy(asked: Mapping[str, Any], task: str) -> None:

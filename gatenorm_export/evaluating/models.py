@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gatenorm_export.artifacts import sha256_of
+from gatenorm_export.artifacts import sha256_of, sha256_of_text
 from gatenorm_export.errors import InputError
 from gatenorm_export.evaluating.decoder import Decoder, GraphDecoder
 from gatenorm_export.framework import load_tokenizer
@@ -98,6 +98,13 @@ def _digest(graph: Path) -> str:
         return sha256_of(graph)
     lines = [f"{path.name} {sha256_of(path)}\n" for path in (graph, *sorted(data))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of what a tokenizer makes of texts and tokens, as far as it can be told without running it."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    content = fast.to_str() if fast is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    return sha256_of_text(json.dumps([type(tokenizer).__name__, tokenizer.special_tokens_map, content], default=str))
 
 
 def _max_length(folders: list[Path], tokenizer: Any) -> int:
