@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from gatenorm_export.artifacts import output_error, sha256_of_text, write_text
 from gatenorm_export.records import tool_versions
+
+Found = TypeVar("Found")
 
 
 class KeptWork:
@@ -22,6 +29,8 @@ class KeptWork:
         self._path = path
         self._key = sha256_of_text(json.dumps([*decides, tool_versions()], sort_keys=True))
         self._values: dict[str, Any] = {}
+        self.seconds = 0.0
+        """How long it had taken to make what was found, of :meth:`once`."""
         self._whole = False
         """Whether the file is ours to its end, so that a line may be added to it."""
         if path is not None and path.is_file():
@@ -70,6 +79,23 @@ class KeptWork:
         except OSError as error:
             self._whole = False
             raise output_error(self._path, error) from error
+
+    def once(self, name: str, kind: TypeAdapter[Found], make: Callable[[], Found]) -> Found:
+        """The value of a record's type ``kind`` that was kept, or else what ``make`` gives, which is then kept.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with contextlib.suppress(TypeError, ValueError):
+            seconds, kept = self._values.get(name)  # type: ignore[misc]
+            found = kind.validate_json(json.dumps(kept))
+            self.seconds += float(seconds)
+            return found
+        start = time.perf_counter()
+        made = make()
+        # By way of the text: there NaN and infinity are strings, as in every record.
+        self.put(name, [time.perf_counter() - start, json.loads(kind.dump_json(made, by_alias=True))])
+        return made
 
     def forget(self) -> None:
         """Remove the file: what it served is finished."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -228,6 +229,63 @@ def test_correlate_writes_record_and_plot(tmp_path: Path, text: Path, capsys: py
 
     scores = score_model(resolve_model(str(folder))).layers
     assert [entry.gate_norm for entry in report.layers] == pytest.approx([entry.score for entry in scores], rel=1e-12)
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Three batches; the scores and the first two are not computed again."""
+    from gatenorm_export import scoring
+
+    model, out = row("llama-gqa").save(tmp_path / "model"), tmp_path / "out"
+    seen: list[int] = []
+    stop_at = 0
+    of_batches, score = Windows.batches, scoring.score_model
+
+    def batches(windows: Windows) -> Iterator[Any]:
+        for number, batch in enumerate(of_batches(windows)):
+            if number + 1 == stop_at:
+                raise KeyboardInterrupt
+            yield batch
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        seen.append(0)
+        return score(*arguments, **named)
+
+    monkeypatch.setattr(Windows, "batches", batches)
+    monkeypatch.setattr(scoring, "score_model", counted)
+
+    def correlate(folder: Path, *options: str, text: Path = text) -> dict[str, Any]:
+        words = ["correlate", str(model), "--text", str(text), "-o", str(folder), *options]
+        code = main(words)
+        assert code == (130 if stop_at else 0)
+        assert (folder / ".correlate-so-far").exists() == bool(stop_at)
+        if stop_at:
+            assert not (folder / "correlation.json").exists()
+            return {}
+        record = json.loads((folder / "correlation.json").read_text())
+        assert record.pop("seconds") > 0
+        record.pop("command")
+        return record
+
+    at_once = correlate(tmp_path / "at-once")
+    stop_at = 3
+    correlate(out)
+    stop_at = 0
+    capfd.readouterr()
+    assert correlate(out) == at_once
+    assert "2 of 3 batches were measured before; going on" in capfd.readouterr().err
+    assert len(seen) == 2
+    assert sorted(path.name for path in out.iterdir()) == ["correlation.json", "correlation.svg"]
+    other = tmp_path / "other.txt"
+    other.write_text(f"w9 {text.read_text()}")
+    for name, options, read in (("tokens", ["--max-text-tokens", "399"], text), ("text", [], other)):
+        stop_at = 3
+        correlate(tmp_path / name)
+        stop_at = 0
+        capfd.readouterr()
+        assert correlate(tmp_path / name, *options, text=read)["layers"] != at_once["layers"]
+        assert "going on" not in capfd.readouterr().err
 
 
 def test_correlate_takes_an_encoder_and_warns_in_words(

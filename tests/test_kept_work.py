@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from gatenorm_export.kept_work import KeptWork, forget, kept_beside
+from gatenorm_export.records import StepError
 
 
 def test_the_same_command_finds_what_it_left(tmp_path: Path) -> None:
@@ -58,6 +61,20 @@ def test_a_line_that_was_not_written_to_its_end_takes_no_other_with_it(tmp_path:
     torn.put("a", 5)
     again = KeptWork(path, "digest")
     assert (again.get("a"), again.get("b"), again.get("c"), len(again)) == (5, "\u2028", [4], 3)
+
+
+def test_a_record_is_made_once(tmp_path: Path) -> None:
+    kind = TypeAdapter(tuple[StepError | None, str])
+    made = (StepError(step="a", max_abs_error=math.inf, tolerance=0.1 + 0.2, passed=False), "why")
+    kept = KeptWork(tmp_path / "kept", "digest")
+    assert kept.once("a", kind, lambda: made) == made
+    kept.put("b", [1.0, ["not", "a step"]])
+    kept.put("c", [1.0, [None]])
+    again = KeptWork(tmp_path / "kept", "digest")
+    assert again.once("a", kind, lambda: pytest.fail("it was made again")) == made
+    for damaged in "bc":
+        assert again.once(damaged, kind, lambda: made) == made
+    assert 0 < again.seconds < 1
 
 
 def test_what_was_kept_is_forgotten_by_its_place(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output, add_tower
 from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.kept_work import forget, kept_beside
 from gatenorm_export.records import CorrelationReport
 
 
@@ -24,7 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser,
         "Compare Gate-Norm with what attention does on a text: the attention-to-input norm ratio and cosine importance "
         "of every layer, by forward passes of the framework model; one table, one plot, and a warning when they "
-        "disagree on more than half of the layers.",
+        "disagree on more than half of the layers.\n\n"
+        "With -o the sums are kept as they come: the same command, given again after an interruption, goes on behind "
+        "the last batch of text that was measured.",
         examples=(
             ("on a text of yours", "gatenorm correlate smollm2 --text book.txt --drop 8 -o correlation/"),
             ("on the shipped text", "gatenorm correlate minilm"),
@@ -58,11 +61,13 @@ def run(args: argparse.Namespace) -> int:
     request = CorrelationRequest(
         text=args.text, max_text_tokens=args.max_text_tokens, cut=args.drop, tower=args.tower, command=args.command
     )
-    report = correlate_model(spec, request, progress=terminal.progress)
+    kept = kept_beside(args.out, "correlate")
+    report = correlate_model(spec, request, kept=kept, progress=terminal.progress)
     if args.out is not None:
         path = args.out if args.out.suffix == ".json" else args.out / "correlation.json"
         report.save(path)
         write_text(path.with_suffix(".svg"), correlation_svg(report))
+        forget(kept)
         terminal.say(f"wrote {path} and {path.with_suffix('.svg')}")
     terminal.result(report.to_object(), *shown(report))
     return int(ExitCode.OK)

@@ -7,16 +7,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from gatenorm_export.architectures import adapter_for
+from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.comparing.text import load_text
 from gatenorm_export.correlating.agreement import agreement, cut_of, warning_of
 from gatenorm_export.correlating.measuring import measure_layers
 from gatenorm_export.correlating.windows import cut_windows
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.framework import load_framework_model
+from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.kinds import kind_of
 from gatenorm_export.progress import Progress, Quiet
-from gatenorm_export.records import ModelSpec
+from gatenorm_export.records import LayerScores, ModelSpec
 from gatenorm_export.records.correlation import CorrelationReport, LayerMeasures
 from gatenorm_export.scoring.ranks import lowest
 
@@ -39,15 +43,19 @@ class CorrelationRequest:
 
 
 def correlate_model(
-    spec: ModelSpec, request: CorrelationRequest, *, progress: Progress | None = None
+    spec: ModelSpec, request: CorrelationRequest, *, kept: Path | None = None, progress: Progress | None = None
 ) -> CorrelationReport:
     """Score a checkpoint, run a text through it, and compare how the two rank its attention sublayers.
+
+    ``kept`` is a file for scores and sums so far, from which the same call goes on where it was interrupted; whoever
+    calls forgets it once the result is written.
 
     Raises:
         InputError: the text or the checkpoint cannot be read, the model has no tokenizer, or a tower must be named.
         MissingPartError: torch or transformers is not installed.
         RefusedError: the model reads no text, a number of layers is out of range, or what attention adds to the stream
             cannot be found.
+        OutputError: ``kept`` cannot be written.
     """
     from gatenorm_export.scoring import ScoreRequest, score_model
 
@@ -56,7 +64,12 @@ def correlate_model(
     _require_text(spec, request.tower or "")
     tower = tower_of(spec, request.tower)
     cut = cut_of(tower.n_layers, request.cut, spec.name)
-    scores = score_model(spec, ScoreRequest(towers=(tower.name,), exact=True), progress=progress)
+    work = KeptWork(kept, spec.digest, tower.name, text.sha256, request.max_text_tokens, device_name())
+    scores = work.once(
+        "scores",
+        TypeAdapter(LayerScores),
+        lambda: score_model(spec, ScoreRequest(towers=(tower.name,), exact=True), progress=progress),
+    )
     gate = {entry.layer: entry.score for entry in scores.of_tower(tower.name)}
     with progress.task("load the framework model"):
         model, tokenizer = load_framework_model(spec, tower.name)
@@ -64,7 +77,9 @@ def correlate_model(
         raise InputError(f"{spec.path}: holds no tokenizer to read {text.name} with; copy the model's there")
     windows = cut_windows(text, tokenizer, model.config, limit=request.max_text_tokens)
     modules = adapter_for(spec.architecture).tower(tower.name)
-    measured = measure_layers(model, modules, windows, n_layers=tower.n_layers, name=spec.name, progress=progress)
+    measured = measure_layers(
+        model, modules, windows, n_layers=tower.n_layers, name=spec.name, kept=work, progress=progress
+    )
     found = (
         agreement("norm_ratio", gate, {layer: row.norm_ratio for layer, row in enumerate(measured)}, cut),
         agreement("cosine", gate, {layer: row.cosine for layer, row in enumerate(measured)}, cut),
@@ -88,7 +103,7 @@ def correlate_model(
         agreements=found,
         warning=warning_of(found),
         sentence=" ".join(entry.sentence for entry in found),
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - start + work.seconds,
         command=request.command,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,10 @@ from gatenorm_export.architectures import Modules
 from gatenorm_export.correlating.branches import blocks_of, watched
 from gatenorm_export.correlating.windows import Windows
 from gatenorm_export.errors import RefusedError
+from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.progress import Progress, Quiet
+
+_KEPT = "sums"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +35,15 @@ def measure_layers(
     *,
     n_layers: int,
     name: str,
+    kept: KeptWork | None = None,
     progress: Progress | None = None,
 ) -> tuple[Measured, ...]:
     """Run a text through the model and measure what each attention sublayer does to the residual stream.
 
     x is the stream that enters the block and a what attention adds to it (see :mod:`branches`), both per token; means
     are taken in float64 over every token of the text. A token whose stream is zero has no direction and no ratio and is
-    left out. ``name`` is the model's, for messages.
+    left out. ``name`` is the model's, for messages. The sums are ``kept`` behind every batch; those that are found
+    there stand for the first batches.
 
     Raises:
         RefusedError: the blocks are not where the adapter says, the place where attention joins the stream was not
@@ -47,17 +53,27 @@ def measure_layers(
 
     progress = progress or Quiet()
     blocks = blocks_of(model, modules, n_layers, name)
-    sums = _Sums(n_layers)
+    sums, kept = _Sums(n_layers), kept or KeptWork(None)
+    done = sums.found(kept.get(_KEPT), windows.n_batches)
+    if done:
+        kept.seconds += sums.seconds
+        progress.say(f"{done} of {windows.n_batches} batches were measured before; going on")
     with (
         progress.task("measure what attention adds", total=windows.n_batches) as bar,
         torch.no_grad(),
         _without_cache(model),
         watched(blocks, modules.attention, sums.add, name),
     ):
-        for tokens, columns in windows.batches():
+        bar.advance(done)
+        for number, (tokens, columns) in enumerate(windows.batches()):
+            if number < done:
+                continue
+            start = time.perf_counter()
             sums.columns = columns
             # Without the head, whose logits nobody reads.
             model.base_model(input_ids=torch.from_numpy(tokens))
+            sums.seconds += time.perf_counter() - start
+            kept.put(_KEPT, [number + 1, *sums.values()])
             bar.advance()
     return sums.means(name)
 
@@ -69,6 +85,23 @@ class _Sums:
         self.columns = slice(None)
         self._sums = np.zeros((n_layers, 2))
         self._counts = np.zeros(n_layers, np.int64)
+        self.seconds = 0.0
+
+    def values(self) -> list[Any]:
+        """Everything in JSON types."""
+        return [self.seconds, self._sums.tolist(), self._counts.tolist()]
+
+    def found(self, kept: Any, n_batches: int) -> int:
+        """Take over what was kept behind a batch, and how many batches it holds; 0 where it holds none."""
+        try:
+            done, seconds, sums, counts = kept
+            sums, counts = np.array(sums, np.float64), np.array(counts, np.int64)
+        except (TypeError, ValueError):
+            return 0
+        if done not in range(n_batches + 1) or sums.shape != self._sums.shape or counts.shape != self._counts.shape:
+            return 0
+        self.seconds, self._sums, self._counts = float(seconds), sums, counts
+        return int(done)
 
     def add(self, layer: int, stream: Any, added: Any) -> None:
         """Count one layer's tokens of one batch, in float64."""
