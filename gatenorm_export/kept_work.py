@@ -55,6 +55,11 @@ class KeptWork:
     def __len__(self) -> int:
         return len(self._values)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What was found or kept, in the order of its coming."""
+        return tuple(self._values)
+
     def get(self, name: str) -> Any | None:
         """A value that was found before. It was read from a file: whoever takes it checks its shape."""
         return self._values.get(name)

@@ -116,6 +116,27 @@ def test_right_engines_pass_output_by_output(
     assert (tmp_path / "proof.md").is_file()
 
 
+def test_engines_that_were_run_before_an_interruption_are_not_run_again(
+    folder: Path, tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gatenorm_export.reporting.write_comparison", interrupt)
+        assert compare(folder, "base", "pruned", "-o", tmp_path) == ExitCode.INTERRUPTED
+        with monkeypatch.context() as stopped:
+            stopped.setattr(engine_pair, "check_engine", lambda *_, **__: pytest.fail("run again"))
+            assert compare(folder, "base", "pruned", "-o", tmp_path) == ExitCode.INTERRUPTED
+            # Other engines are not those that were run.
+            with pytest.raises(pytest.fail.Exception, match="run again"):
+                compare(folder, "base-half", "pruned-half", "-o", tmp_path)
+    assert compare(folder, "base", "pruned", "-o", tmp_path) == 0
+    report = ComparisonReport.load(tmp_path / "compare.json")
+    assert [entry.passed for entry in report.engine_accuracy] == [True, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.html", "compare.json", "compare.md"]
+
+
 def test_a_wrong_engine_fails_the_comparison_and_is_named(
     folder: Path, tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:

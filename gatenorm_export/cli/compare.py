@@ -12,6 +12,7 @@ from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.cli.tables import comparison_tables, exit_code_of
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.graphs import graph_file, graph_manifest
+from gatenorm_export.kept_work import forget, kept_beside
 from gatenorm_export.records import PrunedGraph
 
 
@@ -20,7 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     describe(
         parser,
         "Prove a pruning: faithfulness to the framework, quality, latency and sizes against the base, and engines "
-        "against their graphs.",
+        "against their graphs.\n\n"
+        "With -o each stage is kept once it is measured: the same command, given again after an interruption, goes on "
+        "behind it, and other limits are held against the same figures.",
         examples=(
             (
                 "a gate for a pipeline: fails where quality or speed miss a limit",
@@ -60,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         from gatenorm_export.comparing.engine_pair import read_engine_pair
 
         engines = read_engine_pair(*args.engines)
+    kept = kept_beside(args.out, "compare")
     base, pruned = graph_file(args.base), graph_file(args.pruned)
     report = compare_graphs(
         base,
@@ -67,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         comparison_request(args),
         model_name=args.model,
         engines=engines,
+        kept=kept,
         progress=terminal.progress,
     )
     if args.out is not None:
@@ -85,5 +90,6 @@ def run(args: argparse.Namespace) -> int:
         path = args.out if args.out.suffix == ".json" else args.out / "compare.json"
         for written in write_comparison(path, material):
             terminal.say(f"wrote {written}")
+        forget(kept)
     terminal.result(report.to_object(), *comparison_tables(report))
     return int(exit_code_of(report))

@@ -8,7 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from gatenorm_export.artifacts import sha256_of
+from gatenorm_export.comparing.deciding import figures_key
 from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.comparing.faithfulness import check_faithfulness
 from gatenorm_export.comparing.graph_pair import GraphPair, read_graph_pair
@@ -19,6 +22,7 @@ from gatenorm_export.comparing.thresholds import Limits, check_limits, refuse_li
 from gatenorm_export.comparing.verdict import verdict
 from gatenorm_export.errors import GateNormError, RefusedError
 from gatenorm_export.graphs import external_tensors, load_graph
+from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.kinds import ModelKind, kind_of, kind_of_graph
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.pruning import prune_graph
@@ -31,10 +35,13 @@ from gatenorm_export.records import (
     ModelSpec,
     Sizes,
 )
+from gatenorm_export.records.comparison import AnyQuality
 from gatenorm_export.repairs import repairs_of
 
 if TYPE_CHECKING:
     from gatenorm_export.comparing.engine_pair import EnginePair
+
+_LATENCY = TypeAdapter(Latency)
 
 REPAIR_SEQUENCES = (256,)
 """One length is enough for a repair: what it computes does not depend on how much is in the cache."""
@@ -95,6 +102,7 @@ def compare_graphs(
     *,
     model_name: str | None = None,
     engines: EnginePair | None = None,
+    kept: Path | None = None,
     progress: Progress | None = None,
 ) -> ComparisonReport:
     """Compare a pruned graph with its base.
@@ -103,9 +111,13 @@ def compare_graphs(
     When neither can be had, faithfulness is reported as not run, with the reason. ``engines`` are held against the
     graphs; where there is no GPU to run them on, the report says so.
 
+    ``kept`` is a file for the stages that are measured, from which the same call goes on where it was interrupted;
+    whoever calls forgets it once the result is written.
+
     Raises:
         InputError: a graph, the text or the checkpoint is damaged or missing.
         RefusedError: the graphs are no pair: swapped, or of different parents; or the engines are not theirs.
+        OutputError: ``kept`` cannot be written.
     """
     progress = progress or Quiet()
     with progress.task("check the pair"):
@@ -117,17 +129,25 @@ def compare_graphs(
     spec, reason = _checkpoint(pair.model, model_name, progress)
     kind = _kind(pair, spec)
     request.check(kind)
-    faithfulness = _faithfulness(pair, spec, reason, kind, progress)
-    measure = kind.kind.function("latency")
+    work = _kept(kept, pair, spec, request, engines, progress)
+    faithfulness = _faithfulness(pair, spec, reason, kind, work, progress)
+    latency: Latency | None = None
     with runtime_failures(f"{base} or {pruned}"):
-        quality = kind.kind.function("quality")(base, pruned, request.inputs, spec, progress=progress)
-        latency: Latency | None = measure(base, pruned, spec, progress=progress) if request.latency else None
-        if latency is not None:
-            latency = with_roofline(base, pruned, latency, progress=progress)
-    repair_latency = _repair_latency(pair, progress) if request.latency and pair.repair is not None else None
+        judge, measure = kind.kind.function("quality"), kind.kind.function("latency")
+        quality: AnyQuality = work.once(
+            "quality",
+            TypeAdapter(AnyQuality),
+            lambda: judge(base, pruned, request.inputs, spec, progress=progress),
+        )
+        if request.latency:
+            timed = work.once("latency", _LATENCY, lambda: measure(base, pruned, spec, progress=progress))
+            latency = work.once("roofline", _LATENCY, lambda: with_roofline(base, pruned, timed, progress=progress))
+    repair_latency = None
+    if request.latency and pair.repair is not None:
+        repair_latency = work.once("latency of the repair", _LATENCY, lambda: _repair_latency(pair, progress))
     tower, dropped, n_layers = pair.judged
     thresholds = check_limits(request.limits, quality, latency)
-    accuracy, engine_latency, no_engine_latency = _engines(engines, pair, request, progress)
+    accuracy, engine_latency, no_engine_latency = _engines(engines, pair, request, work, progress)
     sizes = {record.parent_sha256: record.bytes for record in engines.records} if engines is not None else {}
     return ComparisonReport(
         convention=pair.convention,
@@ -167,6 +187,24 @@ def compare_graphs(
     )
 
 
+def _kept(
+    path: Path | None,
+    pair: GraphPair,
+    spec: ModelSpec | None,
+    request: ComparisonRequest,
+    engines: EnginePair | None,
+    progress: Progress,
+) -> KeptWork:
+    """The stages that were measured before."""
+    if path is None:
+        return KeptWork(None)
+    with progress.task("digest the graphs"):
+        work = KeptWork(path, figures_key(pair, spec, request, engines))
+    if work.names:
+        progress.say(f"{', '.join(work.names)}: measured before; going on")
+    return work
+
+
 def _checkpoint(recorded: ModelSpec | None, asked: str | None, progress: Progress) -> tuple[ModelSpec | None, str]:
     """The checkpoint to judge against, or why there is none. One that is asked for by name must be there."""
     from gatenorm_export.sources import resolve_model
@@ -196,21 +234,25 @@ def _kind(pair: GraphPair, spec: ModelSpec | None) -> ModelKind:
 
 
 def _faithfulness(
-    pair: GraphPair, spec: ModelSpec | None, reason: str, kind: ModelKind, progress: Progress
+    pair: GraphPair, spec: ModelSpec | None, reason: str, kind: ModelKind, work: KeptWork, progress: Progress
 ) -> Faithfulness:
     if spec is None:
         return Faithfulness(passed=None, reason=f"not run: {reason}", reference="none")
-    repairs = repairs_of(pair.pruned, pair.repair) if pair.repair is not None else None
-    result = check_faithfulness(
-        pair.pruned, spec, pair.dropped, repairs=repairs, tower=kind.tower, cross=pair.cross, progress=progress
-    )
+
+    def check() -> Faithfulness:
+        repairs = repairs_of(pair.pruned, pair.repair) if pair.repair is not None else None
+        return check_faithfulness(
+            pair.pruned, spec, pair.dropped, repairs=repairs, tower=kind.tower, cross=pair.cross, progress=progress
+        )
+
+    result = work.once("faithfulness", TypeAdapter(Faithfulness), check)
     # The framework model is as large as both graphs together; it must be gone before they are loaded.
     gc.collect()
     return result
 
 
 def _engines(
-    engines: EnginePair | None, pair: GraphPair, request: ComparisonRequest, progress: Progress
+    engines: EnginePair | None, pair: GraphPair, request: ComparisonRequest, work: KeptWork, progress: Progress
 ) -> tuple[tuple[EngineAccuracy, ...], Latency | None, str]:
     """Whether engines are right, and how fast they are, or why that is not known."""
     if engines is None:
@@ -218,13 +260,21 @@ def _engines(
     from gatenorm_export.comparing.engine_latency import measure_engines
     from gatenorm_export.comparing.engine_pair import engine_accuracies
 
-    accuracy = engine_accuracies(engines, pair, progress=progress)
+    accuracy = work.once(
+        "accuracy of the engines",
+        TypeAdapter(tuple[EngineAccuracy, ...]),
+        lambda: engine_accuracies(engines, pair, progress=progress),
+    )
     if not request.latency:
         return accuracy, None, "left out on request (--no-latency)"
     # How fast a wrong engine is means nothing.
     if any(entry.passed is False for entry in accuracy):
         return accuracy, None, "not measured: an engine is wrong"
-    return accuracy, *measure_engines(engines, pair, progress=progress)
+    return accuracy, *work.once(
+        "latency of the engines",
+        TypeAdapter(tuple[Latency | None, str]),
+        lambda: measure_engines(engines, pair, progress=progress),
+    )
 
 
 def _repair_latency(pair: GraphPair, progress: Progress) -> Latency:

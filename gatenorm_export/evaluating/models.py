@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from gatenorm_export.artifacts import sha256_of, sha256_of_text
+from gatenorm_export.artifacts import sha256_of_text
+from gatenorm_export.comparing.deciding import graph_digest
 from gatenorm_export.errors import InputError
 from gatenorm_export.evaluating.decoder import Decoder, GraphDecoder
 from gatenorm_export.framework import load_tokenizer
-from gatenorm_export.graphs import GRAPH_NAME, external_tensors, graph_file, graph_manifest, load_graph
+from gatenorm_export.graphs import GRAPH_NAME, graph_file, graph_manifest
 from gatenorm_export.records import EngineArtifact, PrunedGraph
 
 _ENGINE_SUFFIX = ".engine"
@@ -74,7 +74,7 @@ def find_model(path: Path, *, tokenizer: Path | None = None, max_length: int | N
         manifest = graph_manifest(path)
         if manifest is not None:
             dropped = manifest.dropped if isinstance(manifest, PrunedGraph) else ()
-        digest = _digest(path)
+        digest = graph_digest(path)
     folder = tokenizer or path.parent
     found = load_tokenizer(folder, None)
     if found is None:
@@ -89,15 +89,6 @@ def find_model(path: Path, *, tokenizer: Path | None = None, max_length: int | N
         eos_token_ids=_eos_token_ids([path.parent, folder]),
         engine=engine,
     )
-
-
-def _digest(graph: Path) -> str:
-    """sha256 over the names and digests of the graph's file and of the files that its tensors lie in."""
-    data = {Path(tensor.path).resolve() for tensor, _ in external_tensors(load_graph(graph))}
-    if not data:
-        return sha256_of(graph)
-    lines = [f"{path.name} {sha256_of(path)}\n" for path in (graph, *sorted(data))]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
