@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gatenorm_export.scoring import bfloat16_products as module
 from gatenorm_export.scoring import factors, gate_norm
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16, bfloat16_products
-from gatenorm_export.scoring.factors import bfloat16_pieces, factor
+from gatenorm_export.scoring.factors import bfloat16_pieces, factor, inner_products
 from gatenorm_export.scoring.looking import EXACT, Looker
 from gatenorm_export.scoring.signs import BlockSigns
 
@@ -84,10 +84,46 @@ def test_factors_multiply_as_numpy_does(rows: int, monkeypatch: pytest.MonkeyPat
     right, below = rng.normal(size=(96, 5)).astype(np.float32), rng.normal(size=(rows, 5)).astype(np.float32)
     wide = stored.astype(np.float64).reshape(rows // 16, 64 // rows, 16, 96).sum(axis=1).reshape(rows, 96)
     signs = BlockSigns(96, 48, rng)
-    assert fast.project(signs) == pytest.approx(plain.project(signs), abs=1e-4)
+    projected = fast.project(signs)
+    assert projected.dtype == (BFLOAT16 if rows == 64 else np.float32)
+    assert projected.astype(np.float32) == pytest.approx(
+        plain.project(signs), rel=2.0**-8 if rows == 64 else 0, abs=1e-4
+    )
     for one in (fast, plain):
         assert one.times(right) == pytest.approx(wide @ right, abs=1e-4)
         assert one.transposed_times(below) == pytest.approx(wide.T @ below, abs=1e-4)
+
+
+def _projections(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(11)
+    left, right = (rng.normal(size=(1280, 256)).astype(np.float32) for _ in range(2))
+    if kind == "alike":
+        left[:], right[:] = left[0], right[0]
+    elif kind == "few directions":
+        left[:], right[:] = (one[:, :2] @ rng.normal(size=(2, 256)) for one in (left, left))
+    elif kind == "unlike rows":
+        scale = np.exp(2 * rng.normal(size=(1280, 1)))
+        left, right = (one * scale for one in (left, right))
+    elif kind == "cancelling":
+        # What half of the rows add, the other half takes off, but for a thousandth.
+        left[640:], right[640:] = left[:640], -right[:640] * np.float32(1.001)
+    return left.astype(np.float32), right.astype(np.float32)
+
+
+@needs_units
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("kind", ["noise", "alike", "few directions", "unlike rows", "cancelling"])
+def test_rounding_of_projections_is_known(kind: str, sides: int) -> None:
+    left, right = _projections(kind)
+    exact = float(np.linalg.norm(left.astype(np.float64).T @ right))
+    found, off = inner_products(left if sides == 1 else left.astype(BFLOAT16), right.astype(BFLOAT16))
+    assert abs(float(np.linalg.norm(found)) - exact) < off
+    if kind != "cancelling":
+        assert off < 0.005 * exact
+    scale = float(np.linalg.norm(left) * np.linalg.norm(right))
+    unrounded, nothing = inner_products(left, right)
+    assert nothing == 0.0
+    assert unrounded == pytest.approx(left.astype(np.float64).T @ right, abs=1e-5 * scale)
 
 
 @needs_units

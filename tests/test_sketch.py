@@ -83,7 +83,10 @@ def test_both_arithmetics_see_the_same_signs_and_directions() -> None:
     for rank in (0, 16):
         fast = sketch(*stored, columns=96, seed=3, rank=rank)
         plain = sketch(*(weights.astype(np.float32) for weights in stored), columns=96, seed=3, rank=rank)
-        assert (fast.low, fast.score, fast.high) == pytest.approx((plain.low, plain.score, plain.high), rel=1e-4)
+        # The fast one rounds what it projects, and its interval allows for it.
+        assert fast.score == pytest.approx(plain.score, rel=1e-3)
+        assert (fast.low, fast.high) == pytest.approx((plain.low, plain.high), rel=1e-2)
+        assert fast.high - fast.low > plain.high - plain.low
 
 
 @pytest.mark.parametrize("name", ["flat", "slow power law", "two levels"])

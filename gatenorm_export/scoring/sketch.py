@@ -24,13 +24,14 @@ lies along L, and the weights are not projected a second time. The interval hold
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16
-from gatenorm_export.scoring.factors import Factor, factor
+from gatenorm_export.scoring.factors import Factor, cut_to_bfloat16, factor, inner_products
 from gatenorm_export.scoring.rows import Matrix
 from gatenorm_export.scoring.signs import SIGNS_PER_ROW, BlockSigns, block_signs
 
@@ -52,9 +53,11 @@ _WORST_LOSS = 1000.0
 
 @dataclass(frozen=True)
 class Sketch:
-    """M' = (A F)^T (B G) of a layer, [columns, columns], and what its signs were drawn from."""
+    """M' = (A F)^T (B G) of a layer, [columns, columns], how far off rounding makes its norm, and what its signs were
+    drawn from."""
 
     small: np.ndarray
+    rounding: float
     columns: int
     seed: tuple[int, ...]
 
@@ -88,8 +91,9 @@ class Layer:
 def sketched(layer: Layer, *, columns: int, seed: tuple[int, ...]) -> Sketch:
     """Go through the weights of one layer once, all heads together, and keep ``columns`` dimensions on either side."""
     left, right = block_signs(layer.width, columns, seed)
-    key = layer.b.project(right)
-    return Sketch(_product(layer.a.project(left), key), columns, seed)
+    key, query = layer.b.project(right), layer.a.project(left)
+    small, rounding = inner_products(query, key)
+    return Sketch(small, rounding, columns, seed)
 
 
 def estimate(layer: Layer, sketch: Sketch, *, rank: int = 0) -> Estimate:
@@ -97,35 +101,38 @@ def estimate(layer: Layer, sketch: Sketch, *, rank: int = 0) -> Estimate:
     weights twice more. Weights with NaN or infinity give a score that is not finite."""
     left, right = block_signs(layer.width, sketch.columns, sketch.seed)
     if not rank:
-        return _interval_of(sketch.small, 0.0, left, right)
-    directions, unit = _directions(layer, rank, np.random.default_rng((*sketch.seed, rank)))
+        return _interval_of(sketch.small, 0.0, sketch.rounding, left, right)
+    directions, unit = _directions(layer, rank, (*sketch.seed, rank))
     image = layer.b.transposed_times(layer.a.times(directions)) @ unit
-    inside, outside = _projected(directions @ unit, left), _projected(image, right)
+    inside, outside = _projected(directions.astype(np.float32) @ unit, left), _projected(image, right)
     rest = sketch.small - inside.T.astype(np.float64) @ outside.astype(np.float64)
-    return _interval_of(rest, float(np.vdot(image, image)), left, right)
+    return _interval_of(rest, float(np.vdot(image, image)), sketch.rounding, left, right)
 
 
-def _directions(layer: Layer, rank: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """L [width, n] along which much of the norm lies, and U [n, n] such that the columns of L U are orthonormal.
+@functools.lru_cache(maxsize=8)
+def _probes(width: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Random vectors [width, count] in bfloat16. Layers of a stack may share them, as they do their signs."""
+    return cut_to_bfloat16(np.random.default_rng(seed).standard_normal((width, count), dtype=np.float32))
 
-    All that is multiplied by on the way has only values that bfloat16 holds, so that one product does: which vectors
-    they are does not matter, as long as they are the same wherever they are used."""
-    probes = rng.standard_normal((layer.width, _PROBES_PER_DIRECTION * rank), dtype=np.float32)
-    found = layer.a.transposed_times(_as_bfloat16(layer.b.times(_as_bfloat16(probes)))).astype(np.float64)
+
+def _directions(layer: Layer, rank: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """L [width, n] in bfloat16 along which much of the norm lies, and U [n, n] such that the columns of L U are
+    orthonormal.
+
+    All that is multiplied by on the way is bfloat16, so that one product does: which vectors they are does not matter,
+    as long as they are the same wherever they are used."""
+    probes = _probes(layer.width, _PROBES_PER_DIRECTION * rank, seed)
+    found = layer.a.transposed_times(cut_to_bfloat16(layer.b.times(probes)))
     found /= np.abs(found).max(initial=0.0) or 1.0
     if not np.isfinite(found).all():
-        return np.zeros((layer.width, 0), np.float32), np.zeros((0, 0))
-    values, vectors = np.linalg.eigh(found.T @ found)
+        return np.zeros((layer.width, 0), BFLOAT16), np.zeros((0, 0), np.float32)
+    wide = found.astype(np.float64)
+    values, vectors = np.linalg.eigh(wide.T @ wide)
     values, vectors = values[-rank:], vectors[:, -rank:]
     kept = values > _INDEPENDENT**2 * values[-1]
-    spanning = _as_bfloat16(found @ (vectors[:, kept] / np.sqrt(values[kept])))
-    gram = spanning.T.astype(np.float64) @ spanning
-    return spanning, np.linalg.inv(np.linalg.cholesky(gram)).T
-
-
-def _as_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Rounded to what bfloat16 holds, in float32."""
-    return values.astype(BFLOAT16).astype(np.float32)
+    spanning = cut_to_bfloat16(found @ (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32))
+    wide = spanning.astype(np.float64)
+    return spanning, np.linalg.inv(np.linalg.cholesky(wide.T @ wide)).T.astype(np.float32)
 
 
 def _projected(columns: np.ndarray, signs: BlockSigns) -> np.ndarray:
@@ -135,18 +142,14 @@ def _projected(columns: np.ndarray, signs: BlockSigns) -> np.ndarray:
     return out
 
 
-def _product(small_query: np.ndarray, small_key: np.ndarray) -> np.ndarray:
-    total = np.zeros((small_query.shape[1], small_key.shape[1]))
-    for start in range(0, len(small_query), 1024):
-        total += small_query[start : start + 1024].T @ small_key[start : start + 1024]
-    return total
-
-
-def _interval_of(small: np.ndarray, captured: float, left: BlockSigns, right: BlockSigns) -> Estimate:
+def _interval_of(small: np.ndarray, captured: float, rounding: float, left: BlockSigns, right: BlockSigns) -> Estimate:
     squared = float(np.vdot(small, small))
     if not np.isfinite(squared + captured):
         return Estimate(math.nan, math.nan, math.nan)
     low, high = _interval(squared, left.form(small.T), right.form(small))
+    if squared:
+        off = rounding / math.sqrt(squared)
+        low, high = low * max(1 - off, 0.0) ** 2, high * (1 + off) ** 2
     if math.isinf(high) and squared * _WORST_LOSS <= 1e-3 * captured:
         # What is left beside the directions is next to nothing, and rounding in part: no form of it can matter.
         high = squared * _WORST_LOSS
