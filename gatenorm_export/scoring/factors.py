@@ -211,7 +211,7 @@ def _squared_lengths(rows: np.ndarray) -> np.ndarray:
     """About how long each row is, squared, in float64."""
     sampled = rows[:, ::_SAMPLED].astype(np.float32)
     squares: np.ndarray = np.einsum("rc,rc->r", sampled, sampled).astype(np.float64)
-    return squares * (rows.shape[1] / sampled.shape[1])
+    return np.asarray(squares * (rows.shape[1] / sampled.shape[1]))
 
 
 def cut_to_bfloat16(values: np.ndarray) -> np.ndarray:
