@@ -30,7 +30,7 @@ class KeptWork:
         self._key = sha256_of_text(json.dumps([*decides, tool_versions()], sort_keys=True))
         self._values: dict[str, Any] = {}
         self.seconds = 0.0
-        """How long it had taken to make what was found, of :meth:`once`."""
+        """How long it had taken to make what was found, by :meth:`once`."""
         self._whole = False
         """Whether the file is ours to its end, so that a line may be added to it."""
         if path is not None and path.is_file():
@@ -51,6 +51,11 @@ class KeptWork:
                 self._values[str(name)] = value
         except (OSError, ValueError, KeyError, TypeError):
             return
+
+    @property
+    def key(self) -> str:
+        """The digest of what decides the values, for files that are kept beside this one."""
+        return self._key
 
     def __len__(self) -> int:
         return len(self._values)
@@ -85,16 +90,23 @@ class KeptWork:
             self._whole = False
             raise output_error(self._path, error) from error
 
+    def find(self, name: str, kind: TypeAdapter[Found]) -> Found | None:
+        """A value of a record's type ``kind`` that :meth:`once` kept."""
+        with contextlib.suppress(TypeError, ValueError):
+            seconds, kept = self._values.get(name)  # type: ignore[misc]
+            found = kind.validate_json(json.dumps(kept))
+            self.seconds += float(seconds)
+            return found
+        return None
+
     def once(self, name: str, kind: TypeAdapter[Found], make: Callable[[], Found]) -> Found:
         """The value of a record's type ``kind`` that was kept, or else what ``make`` gives, which is then kept.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        with contextlib.suppress(TypeError, ValueError):
-            seconds, kept = self._values.get(name)  # type: ignore[misc]
-            found = kind.validate_json(json.dumps(kept))
-            self.seconds += float(seconds)
+        found = self.find(name, kind)
+        if found is not None:
             return found
         start = time.perf_counter()
         made = make()

@@ -33,3 +33,19 @@ def test_what_a_killed_recovery_left_is_in_nobodys_way(tmp_path: Path) -> None:
         assert not (tmp_path / "checkpoint").exists()
         (tmp_path / "recovery.json").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["recovery.json"]
+
+
+def test_what_is_kept_stays_until_a_recovery_ends(tmp_path: Path) -> None:
+    names = {**NAMES, "kept": ("checkpoint", ".so-far", ".base")}
+    for error in (KeyboardInterrupt, OutputError):
+        with pytest.raises(error), claimed(tmp_path / "out", **names):
+            for folder in ("checkpoint", "pruned", ".base"):
+                (tmp_path / "out" / folder).mkdir(exist_ok=True)
+            (tmp_path / "out" / ".so-far").touch()
+            raise error("stopped")
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {MARK, "checkpoint", ".so-far", ".base"}
+    with claimed(tmp_path / "out", **names):
+        (tmp_path / "out" / "recovery.json").touch()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint", "recovery.json"]
+    with pytest.raises(OutputError, match="is not overwritten"), claimed(tmp_path / "out", **names):
+        pytest.fail("it was claimed")

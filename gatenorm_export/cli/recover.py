@@ -25,7 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     describe(
         parser,
-        "Fine-tune a pruned model with LoRA on a text, merge, export and prune it again, and say what that gave back.",
+        "Fine-tune a pruned model with LoRA on a text, merge, export and prune it again, and say what that gave back.\n\n"
+        "Training is saved every half minute: the same command, given again after an interruption, goes on from there, "
+        "or behind the stage that was done, and ends in the same weights.",
         examples=(
             (
                 "five minutes on the CPU",
@@ -42,7 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--plan", type=Path, help="plan.json, as `gatenorm plan` writes it")
     choice.add_argument("--layers", metavar="LIST", help="without the attention of exactly these layers, such as 3,7-9")
-    add_out(parser, "a folder; nothing in it is overwritten", required=True, locks=folders())
+    add_out(
+        parser, "a folder; nothing in it is overwritten, an unfinished recovery goes on", required=True, locks=folders()
+    )
     add_kv_names(parser)
     group = parser.add_argument_group("training")
     group.add_argument("--text", type=Path, metavar="FILE", required=True, help="text to train on; its end is held out")

@@ -11,12 +11,15 @@ from gatenorm_export.artifacts import output_error
 from gatenorm_export.errors import OutputError
 
 MARK = ".gatenorm.recovering"
-"""Lies in the folder while a recovery is unfinished: what it names is then ours to remove, also after a kill."""
+"""Lies in the folder while a recovery is unfinished: what it makes there is then ours to remove, also after a kill."""
 
 
 @contextlib.contextmanager
-def claimed(output: Path, *, folders: Sequence[str], files: Sequence[str]) -> Iterator[None]:
+def claimed(output: Path, *, folders: Sequence[str], files: Sequence[str], kept: Sequence[str] = ()) -> Iterator[None]:
     """Be the one that makes ``folders`` and ``files`` in ``output``; where the block fails, the folders go again.
+
+    Except for what is ``kept``, folders and files: that stays for a next recovery, which knows whether it is of use. Of
+    a recovery that ends, what is ``kept`` and not in ``folders`` goes.
 
     Raises:
         OutputError: one of them is there and is not what an unfinished recovery left, or nothing can be written.
@@ -33,19 +36,30 @@ def claimed(output: Path, *, folders: Sequence[str], files: Sequence[str]) -> It
         mark.touch()
     except OSError as error:
         raise output_error(output, error) from error
-    _remove(output, folders)
+    lost = [name for name in folders if name not in kept]
+    _remove(output, lost)
+    staying = False
     try:
         yield
     except BaseException:
-        _remove(output, folders)
+        _remove(output, lost)
+        staying = any((output / name).exists() for name in kept)
         raise
+    else:
+        _remove(output, [name for name in kept if name not in folders])
     finally:
-        mark.unlink(missing_ok=True)
+        # Last: while it is there, all the rest may go.
+        if not staying:
+            mark.unlink(missing_ok=True)
         if made:
             with contextlib.suppress(OSError):
                 output.rmdir()
 
 
-def _remove(output: Path, folders: Sequence[str]) -> None:
-    for name in folders:
-        shutil.rmtree(output / name, ignore_errors=True)
+def _remove(output: Path, names: Sequence[str]) -> None:
+    for name in names:
+        path = output / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from pydantic import TypeAdapter
 
 from gatenorm_export.artifacts import sha256_of, staged_folder
 from gatenorm_export.comparing import check_faithfulness, load_text
+from gatenorm_export.comparing.deciding import graph_digest
 from gatenorm_export.comparing.latency import device_name
-from gatenorm_export.comparing.text import MINIMUM_TOKENS, Text
-from gatenorm_export.errors import InputError, RefusedError, needs
+from gatenorm_export.comparing.text import Text
+from gatenorm_export.errors import GateNormError, InputError, RefusedError, needs
 from gatenorm_export.exporting import export_model
-from gatenorm_export.framework import load_framework_model
 from gatenorm_export.graphs import GRAPH_NAME, graph_file, graph_manifest
+from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.kinds import require_decoder
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.provenance import require_model
 from gatenorm_export.pruning import prune_graph
-from gatenorm_export.records import FileDigest, ModelSpec, PrunedGraph, PrunePlan, RecoveryQuality, RecoveryReport
+from gatenorm_export.records import FileDigest, ModelSpec, PrunedGraph, PrunePlan, RecoveryReport
 from gatenorm_export.recovering.claiming import claimed
-from gatenorm_export.recovering.request import RecoverRequest, Windows, split_windows
+from gatenorm_export.recovering.learning import learn
+from gatenorm_export.recovering.outcome import Trained
+from gatenorm_export.recovering.request import RecoverRequest
 from gatenorm_export.recovering.verdict import verdict
 from gatenorm_export.repairs import LayerRepair, repairs_of
 from gatenorm_export.sources import resolve_model
 
-if TYPE_CHECKING:
-    from gatenorm_export.recovering.training import Training
-
 CHECKPOINT, PRUNED, PLAN, REPORT = "checkpoint", "pruned", "plan.json", "recovery.json"
+_KEPT, _STATE, _BASE = ".recover-so-far", ".recover-training.safetensors", ".recover-base"
+"""What an unfinished recovery has done, its training so far, and the graph with all its attention."""
 
 
 def recover_model(
@@ -54,7 +57,9 @@ def recover_model(
     checkpoint; and ``recovery.json``, last. An unpruned graph is not left: with its attention the recovered model
     computes nothing that anybody wants.
 
-    Nothing is overwritten, and nothing is written before training ends.
+    Nothing is overwritten. The same call goes on where it was interrupted: training from where it was last saved,
+    judging text by text, then behind the checkpoint and the export. What serves that lies hidden in ``output`` and goes
+    in the end.
 
     Raises:
         MissingPartError: torch, transformers, peft, optimum or onnxruntime is not installed.
@@ -62,7 +67,6 @@ def recover_model(
         RefusedError: the plan is of another model, a layer does not exist or none is named, or training diverged.
         OutputError: the output cannot be written, or holds a recovery or a pruned graph already.
     """
-    start = time.perf_counter()
     progress = progress or Quiet()
     layers = _layers(spec, plan, layers)
     against, repairs = _against(request.against, spec, layers)
@@ -73,11 +77,29 @@ def recover_model(
         import peft  # noqa: F401
         import polygraphy  # noqa: F401
         import torch
-    with claimed(output, folders=(CHECKPOINT, PRUNED), files=(PLAN, REPORT)), staged_folder(output) as staging:
-        trained = _train(spec, layers, text, eval_texts, repairs, request, output / CHECKPOINT, progress)
-        # The exporter loads the checkpoint that was saved; two copies of a large model need not fit into memory.
-        gc.collect()
-        recovered = resolve_model(str(output / CHECKPOINT), progress=progress)
+    with (
+        claimed(output, folders=(CHECKPOINT, PRUNED), files=(PLAN, REPORT), kept=(CHECKPOINT, _BASE, _STATE, _KEPT)),
+        staged_folder(output) as staging,
+    ):
+        work = KeptWork(output / _KEPT, _decides(spec, layers, plan_sha256, text, eval_texts, request))
+        trained, recovered = _recovered(
+            output,
+            work,
+            lambda: learn(
+                spec,
+                layers,
+                (text, *eval_texts),
+                repairs,
+                request,
+                output / CHECKPOINT,
+                kept=work,
+                state=output / _STATE,
+                progress=progress,
+            ),
+            progress,
+        )
+        # As if it were all one call.
+        start = time.perf_counter() - trained.seconds
         if plan is not None:
             plan = plan.model_copy(
                 update={
@@ -87,9 +109,9 @@ def recover_model(
                 }
             )
             plan.save(staging / PLAN)
-        export_model(recovered, staging / "base", progress=progress)
+        start -= _export(recovered, output / _BASE, work, progress)
         prune_graph(
-            staging / "base" / GRAPH_NAME,
+            output / _BASE / GRAPH_NAME,
             output / PRUNED,
             plan=plan,
             plan_sha256=sha256_of(staging / PLAN) if plan is not None else None,
@@ -97,10 +119,9 @@ def recover_model(
             kv_names=request.kv_names,
             progress=progress,
         )
-        shutil.rmtree(staging / "base")
         _name_parent(output, spec)
         graph = output / PRUNED / GRAPH_NAME
-        training, windows = trained.training, trained.windows
+        training = trained.training
         report = RecoveryReport(
             model=spec,
             recovered_model=recovered,
@@ -121,12 +142,12 @@ def recover_model(
             seed=request.seed,
             threads=torch.get_num_threads(),
             device=device_name(),
-            n_train_windows=len(windows.train),
-            n_held_out_tokens=len(windows.held_out),
+            n_train_windows=trained.n_train_windows,
+            n_held_out_tokens=trained.n_held_out_tokens,
             steps=training.steps,
             best_step=training.best_step,
             n_tokens_seen=training.steps * request.batch * request.window,
-            epochs=training.steps * request.batch / len(windows.train),
+            epochs=training.steps * request.batch / trained.n_train_windows,
             train_seconds=training.seconds,
             points=training.points,
             qualities=trained.qualities,
@@ -141,57 +162,60 @@ def recover_model(
     return report
 
 
-@dataclasses.dataclass(frozen=True)
-class _Trained:
-    """What is left of training once the checkpoint is written and the model is gone."""
-
-    training: Training
-    windows: Windows
-    qualities: tuple[RecoveryQuality, ...]
-    targets: tuple[str, ...]
-    alpha: int
-    n_trainable: int
-    n_parameters: int
-
-
-def _train(
+def _decides(
     spec: ModelSpec,
     layers: tuple[int, ...],
+    plan_sha256: str | None,
     text: Text,
     eval_texts: list[Text],
-    repairs: Mapping[int, LayerRepair] | None,
     request: RecoverRequest,
-    checkpoint: Path,
-    progress: Progress,
-) -> _Trained:
-    """Load, train, judge, and save the merged model."""
-    from gatenorm_export.recovering.judging import judge
-    from gatenorm_export.recovering.student import ALPHA_PER_RANK, Student
-    from gatenorm_export.recovering.training import train
+) -> list[Any]:
+    """Everything that decides what comes out, in JSON types; training is the same on one number of threads alone."""
+    import torch
 
-    with progress.task("load the framework model"):
-        model, tokenizer = load_framework_model(spec)
-    _check_window(model, request.window, spec)
-    windows = split_windows(_tokens(tokenizer, text, spec), request.window, text.name)
-    held_out = Text(f"the end of {text.name}, held out", text.content)
-    judged = [(held_out, windows.held_out, True)]
-    judged += [(other, _judged_tokens(tokenizer, other, spec, request.max_text_tokens), False) for other in eval_texts]
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    student = Student(model, spec, layers, rank=request.rank, seed=request.seed)
-    n_trainable = sum(parameter.numel() for parameter in student.parameters)
-    progress.say(
-        f"{n_trainable:,} LoRA parameters on {len(student.targets)} linear layers; {len(windows.train):,} windows of "
-        f"{request.window} tokens to train on, {len(windows.held_out):,} tokens held out"
-    )
-    training = train(student, windows, request, progress=progress)
-    qualities = tuple(
-        judge(student, ids, other, held_out=is_held_out, repairs=repairs, progress=progress)
-        for other, ids, is_held_out in judged
-    )
-    targets = student.targets
-    with progress.task("write the checkpoint"), staged_folder(checkpoint) as staging:
-        _save(student.merge(), tokenizer, staging, spec, layers)
-    return _Trained(training, windows, qualities, targets, ALPHA_PER_RANK * request.rank, n_trainable, n_parameters)
+    asked = {name: str(value) for name, value in dataclasses.asdict(request).items() if name != "command"}
+    texts = [[entry.name, entry.sha256] for entry in (text, *eval_texts)]
+    against = graph_digest(graph_file(request.against)) if request.against is not None else None
+    machine = [device_name(), torch.get_num_threads()]
+    return [spec.name, spec.digest, layers, plan_sha256, texts, against, asked, *machine]
+
+
+def _recovered(
+    output: Path, work: KeptWork, learn: Callable[[], Trained], progress: Progress
+) -> tuple[Trained, ModelSpec]:
+    """The checkpoint: of an interrupted call of before, or trained, judged and written now."""
+    checkpoint, kind = output / CHECKPOINT, TypeAdapter(Trained)
+    trained = work.find("trained", kind)
+    if trained is not None:
+        with contextlib.suppress(GateNormError):
+            recovered = resolve_model(str(checkpoint), progress=progress)
+            if recovered.digest == work.get("checkpoint"):
+                progress.say(f"{checkpoint}: trained and judged before; going on")
+                return trained, recovered
+    for name in (CHECKPOINT, _BASE):
+        shutil.rmtree(output / name, ignore_errors=True)
+    trained = learn()
+    # The exporter loads the checkpoint that was saved; two copies of a large model need not fit into memory.
+    gc.collect()
+    recovered = resolve_model(str(checkpoint), progress=progress)
+    work.put("checkpoint", recovered.digest)
+    return work.once("trained", kind, lambda: trained), recovered
+
+
+def _export(recovered: ModelSpec, base: Path, work: KeptWork, progress: Progress) -> float:
+    """Export the checkpoint with all its attention, or find that done; how many seconds of before that took."""
+    graph = base / GRAPH_NAME
+    kept = work.get("export")
+    if isinstance(kept, list):
+        with contextlib.suppress(GateNormError):
+            if kept[:2] == [recovered.digest, graph_digest(graph)]:
+                progress.say("exported before; going on")
+                return float(kept[2])
+    shutil.rmtree(base, ignore_errors=True)
+    began = time.perf_counter()
+    export_model(recovered, base, progress=progress)
+    work.put("export", [recovered.digest, graph_digest(graph), time.perf_counter() - began])
+    return 0.0
 
 
 def _texts(request: RecoverRequest) -> tuple[Text, list[Text]]:
@@ -234,41 +258,6 @@ def _against(
             f"{graph}: lacks attention in layers {there}, the recovery in {asked}; use one plan for both"
         )
     return record.repair.kind, repairs_of(graph, record.repair)
-
-
-def _check_window(model: Any, window: int, spec: ModelSpec) -> None:
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and window > longest:
-        raise InputError(f"--window {window}: {spec.name} takes {longest} tokens at most; give fewer")
-
-
-def _tokens(tokenizer: Any, text: Text, spec: ModelSpec) -> np.ndarray:
-    if tokenizer is None:
-        raise InputError(f"{spec.path}: has no tokenizer to read a text with; copy the model's tokenizer there")
-    return np.array(tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
-
-
-def _judged_tokens(tokenizer: Any, text: Text, spec: ModelSpec, limit: int) -> np.ndarray:
-    tokens = _tokens(tokenizer, text, spec)[:limit]
-    if len(tokens) < MINIMUM_TOKENS:
-        raise InputError(f"{text.name}: {len(tokens)} tokens are too few to judge by; give at least {MINIMUM_TOKENS}")
-    return tokens
-
-
-def _save(model: Any, tokenizer: Any, folder: Path, spec: ModelSpec, layers: tuple[int, ...]) -> None:
-    from safetensors import SafetensorError
-
-    # Whoever loads the checkpoint with all its attention gets a model that was never trained to be one.
-    model.config.gatenorm = {
-        "trained_without_attention_of_layers": list(layers),
-        "from_model": spec.name,
-        "from_digest": spec.digest,
-    }
-    try:
-        model.save_pretrained(folder, safe_serialization=True)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    tokenizer.save_pretrained(folder)
 
 
 def _name_parent(output: Path, spec: ModelSpec) -> None:

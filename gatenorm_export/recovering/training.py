@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -14,7 +13,9 @@ from torch.nn import functional
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.progress import Progress
 from gatenorm_export.records import RecoveryLoss, RecoveryPoint
+from gatenorm_export.recovering.outcome import Training
 from gatenorm_export.recovering.request import RecoverRequest, Windows
+from gatenorm_export.recovering.so_far import SoFar, TrainingFile
 from gatenorm_export.recovering.student import Student
 
 WARM_UP_STEPS = 10
@@ -26,59 +27,77 @@ _CLIP_NORM = 1.0
 _DIVERGED = "training diverged; give a smaller --learning-rate"
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """What training did. Losses are in nats per token; ``best_step`` 0 is the pruned model itself."""
-
-    steps: int
-    seconds: float
-    best_step: int
-    points: tuple[RecoveryPoint, ...]
-
-
-def train(student: Student, windows: Windows, request: RecoverRequest, *, progress: Progress) -> Training:
+def train(
+    student: Student,
+    windows: Windows,
+    request: RecoverRequest,
+    *,
+    file: TrainingFile | None = None,
+    progress: Progress,
+) -> Training:
     """Train, and leave the student in the state whose loss on the held-out text, of the kind it trains on, was lowest.
 
     The learning rate warms up over ten steps and falls to zero along a half cosine; gradients are clipped to norm 1.
-    The same arguments give the same weights, on one machine with one number of threads.
+    The same arguments give the same weights, on one machine with one number of threads, whether or not training was
+    interrupted and went on from ``file``, where it is saved every so often and at its end.
 
     Raises:
         RefusedError: the loss is not finite.
+        OutputError: ``file`` cannot be written.
     """
     start = time.perf_counter()
     optimizer = torch.optim.AdamW(student.parameters, lr=request.learning_rate, weight_decay=0.0)
     batches = _batches(windows.train, request.batch, request.seed)
     held_out = HeldOut(student, windows.held_out, request)
     before_judging = time.perf_counter()
-    points = [_point(0, None, held_out, 0.0)]
+    found = file.restore(student, optimizer, progress=progress) if file is not None else None
+    if found is not None:
+        so_far, best = found
+        progress.say(f"{so_far.step} of {so_far.steps} steps were made before; going on")
+        for _ in range(so_far.step):
+            next(batches)
+    else:
+        so_far, best = SoFar(0, request.steps, 0, [_point(0, None, held_out, 0.0)]), student.state()
     seconds_to_judge = time.perf_counter() - before_judging
-    best, best_point = student.state(), points[0]
-    steps, step = request.steps, 0
-    since: list[float] = []
-    timed = start
-    with progress.task("train", total=steps) as bar:
-        while steps is None or step < steps:
-            if step == _TIMED_STEPS[0]:
+    earlier, timed = so_far.seconds, start
+    with progress.task("train", total=so_far.steps) as bar:
+        bar.advance(so_far.step)
+        while so_far.steps is None or so_far.step < so_far.steps:
+            if so_far.step == _TIMED_STEPS[0]:
                 timed = time.perf_counter()
-            if steps is None and step == _TIMED_STEPS[1]:
+            if so_far.steps is None and so_far.step == _TIMED_STEPS[1]:
                 seconds = (time.perf_counter() - timed) / (_TIMED_STEPS[1] - _TIMED_STEPS[0])
-                steps = _steps_in(request.minutes * 60 - EVALUATIONS * seconds_to_judge, seconds)
-                bar.total(steps)
+                so_far.steps = _steps_in(request.minutes * 60 - EVALUATIONS * seconds_to_judge, seconds)
+                bar.total(so_far.steps)
                 progress.say(
-                    f"{request.minutes:g} minutes at {seconds:.2g} s a step: {steps} steps; --steps {steps} repeats it"
+                    f"{request.minutes:g} minutes at {seconds:.2g} s a step: {so_far.steps} steps; "
+                    f"--steps {so_far.steps} repeats it"
                 )
-            rate = request.learning_rate * _schedule(step, steps)
-            since.append(_step(student, optimizer, next(batches), rate, request.loss))
-            step += 1
+            rate = request.learning_rate * _schedule(so_far.step, so_far.steps)
+            so_far.since.append(_step(student, optimizer, next(batches), rate, request.loss))
+            so_far.step += 1
             bar.advance()
-            if steps is not None and _judged(step, steps):
-                points.append(_point(step, sum(since) / len(since), held_out, rate))
-                since = []
-                if points[-1].held_out_loss_nats < best_point.held_out_loss_nats:
-                    best, best_point = student.state(), points[-1]
-                progress.say(_line(points[-1], steps, best_point.step))
+            if so_far.steps is not None and _judged(so_far.step, so_far.steps):
+                if _look(so_far, held_out, rate):
+                    best = student.state()
+                progress.say(_line(so_far.points[-1], so_far.steps, so_far.best_step))
+            so_far.seconds = earlier + time.perf_counter() - start
+            # Not before the number of steps is known: a run of minutes may be no other one for being interrupted.
+            if file is not None and so_far.steps is not None and (file.due or so_far.step == so_far.steps):
+                file.save(student, optimizer, best, so_far)
     student.restore(best)
-    return Training(step, time.perf_counter() - start, best_point.step, tuple(points))
+    return Training(so_far.step, so_far.seconds, so_far.best_step, tuple(so_far.points), earlier)
+
+
+def _look(so_far: SoFar, held_out: HeldOut, rate: float) -> bool:
+    """Look at the held-out part; whether its loss is the lowest yet."""
+    lowest = so_far.best_loss
+    so_far.points.append(_point(so_far.step, sum(so_far.since) / len(so_far.since), held_out, rate))
+    so_far.since = []
+    if so_far.points[-1].held_out_loss_nats < lowest:
+        so_far.best_step = so_far.step
+        return True
+    return False
 
 
 class HeldOut:

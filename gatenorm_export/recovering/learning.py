@@ -1,0 +1,128 @@
+"""The first half of a recovery: train, judge, and write the merged model as a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from gatenorm_export.artifacts import staged_folder
+from gatenorm_export.comparing.text import MINIMUM_TOKENS, Text
+from gatenorm_export.errors import InputError
+from gatenorm_export.framework import load_framework_model
+from gatenorm_export.kept_work import KeptWork
+from gatenorm_export.progress import Progress
+from gatenorm_export.records import ModelSpec, RecoveryQuality
+from gatenorm_export.recovering.outcome import Trained
+from gatenorm_export.recovering.request import RecoverRequest, split_windows
+from gatenorm_export.repairs import LayerRepair
+
+_QUALITY = TypeAdapter(RecoveryQuality)
+
+
+def learn(
+    spec: ModelSpec,
+    layers: tuple[int, ...],
+    texts: Sequence[Text],
+    repairs: Mapping[int, LayerRepair] | None,
+    request: RecoverRequest,
+    checkpoint: Path,
+    *,
+    kept: KeptWork,
+    state: Path,
+    progress: Progress,
+) -> Trained:
+    """Load the model, train without the attention of ``layers``, judge, and write ``checkpoint``.
+
+    The first of ``texts`` is trained on; its end and the others are judged on. Training is saved in the file ``state``,
+    and goes on from there; what was judged is ``kept``.
+
+    Raises:
+        InputError: the text is too short, the model has no tokenizer, or a setting does not fit.
+        RefusedError: training diverged.
+        OutputError: the checkpoint or the state cannot be written.
+    """
+    from gatenorm_export.recovering.judging import judge
+    from gatenorm_export.recovering.so_far import TrainingFile
+    from gatenorm_export.recovering.student import ALPHA_PER_RANK, Student
+    from gatenorm_export.recovering.training import train
+
+    start = time.perf_counter()
+    text, *eval_texts = texts
+    with progress.task("load the framework model"):
+        model, tokenizer = load_framework_model(spec)
+    _check_window(model, request.window, spec)
+    windows = split_windows(_tokens(tokenizer, text, spec), request.window, text.name)
+    held_out = Text(f"the end of {text.name}, held out", text.content)
+    judged = [(held_out, windows.held_out, True)]
+    judged += [(other, _judged_tokens(tokenizer, other, spec, request.max_text_tokens), False) for other in eval_texts]
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    student = Student(model, spec, layers, rank=request.rank, seed=request.seed)
+    n_trainable = sum(parameter.numel() for parameter in student.parameters)
+    progress.say(
+        f"{n_trainable:,} LoRA parameters on {len(student.targets)} linear layers; {len(windows.train):,} windows of "
+        f"{request.window} tokens to train on, {len(windows.held_out):,} tokens held out"
+    )
+    training = train(student, windows, request, file=TrainingFile(state, kept.key), progress=progress)
+    qualities = []
+    for index, (other, ids, is_held_out) in enumerate(judged):
+        # Of a run of minutes that lost its state and was trained again, another state is judged.
+        name = f"quality on text {index} of step {training.best_step} of {training.steps}"
+
+        def of_text(other: Text = other, ids: np.ndarray = ids, held: bool = is_held_out) -> RecoveryQuality:
+            return judge(student, ids, other, held_out=held, repairs=repairs, progress=progress)
+
+        qualities.append(kept.once(name, _QUALITY, of_text))
+    targets = student.targets
+    with progress.task("write the checkpoint"), staged_folder(checkpoint) as staging:
+        _save(student.merge(), tokenizer, staging, spec, layers)
+    return Trained(
+        training,
+        len(windows.train),
+        len(windows.held_out),
+        tuple(qualities),
+        targets,
+        ALPHA_PER_RANK * request.rank,
+        n_trainable,
+        n_parameters,
+        time.perf_counter() - start + training.earlier_seconds + kept.seconds,
+    )
+
+
+def _check_window(model: Any, window: int, spec: ModelSpec) -> None:
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and window > longest:
+        raise InputError(f"--window {window}: {spec.name} takes {longest} tokens at most; give fewer")
+
+
+def _tokens(tokenizer: Any, text: Text, spec: ModelSpec) -> np.ndarray:
+    if tokenizer is None:
+        raise InputError(f"{spec.path}: has no tokenizer to read a text with; copy the model's tokenizer there")
+    return np.array(tokenizer(text.content, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+
+
+def _judged_tokens(tokenizer: Any, text: Text, spec: ModelSpec, limit: int) -> np.ndarray:
+    tokens = _tokens(tokenizer, text, spec)[:limit]
+    if len(tokens) < MINIMUM_TOKENS:
+        raise InputError(f"{text.name}: {len(tokens)} tokens are too few to judge by; give at least {MINIMUM_TOKENS}")
+    return tokens
+
+
+def _save(model: Any, tokenizer: Any, folder: Path, spec: ModelSpec, layers: tuple[int, ...]) -> None:
+    from safetensors import SafetensorError
+
+    # Whoever loads the checkpoint with all its attention gets a model that was never trained to be one.
+    model.config.gatenorm = {
+        "trained_without_attention_of_layers": list(layers),
+        "from_model": spec.name,
+        "from_digest": spec.digest,
+    }
+    try:
+        model.save_pretrained(folder, safe_serialization=True)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    tokenizer.save_pretrained(folder)
