@@ -25,7 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     describe(
         parser,
-        "Fine-tune a pruned model with LoRA on a text, merge, export and prune it again, and say what that gave back.\n\n"
+        "Fine-tune a pruned model with LoRA on a text, merge, export and prune it again, and say what that gave "
+        "back.\n\n"
         "Training is saved every half minute: the same command, given again after an interruption, goes on from there, "
         "or behind the stage that was done, and ends in the same weights.",
         examples=(
