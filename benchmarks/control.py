@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model")
     parser.add_argument("--drop", type=int, default=4)
     parser.add_argument("--sequence", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--repeats", type=int, help="pairs of calls at each point (default: what fits the minutes)")
+    parser.add_argument(
+        "--repeats", type=int, help="pairs of calls at each point, a multiple of 8 (default: what fits)"
+    )
     parser.add_argument("--max-minutes", type=float, default=4.0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
@@ -74,7 +76,7 @@ def measure(name: str, drop: int, request: BenchRequest, folder: Path, *, progre
     before = read_clocks()
     points = bench_points(backend, pair, request)
     effort = Effort(request.repeats, 60 * request.max_minutes)
-    control = run_control(backend, pair, native, points, effort, progress=progress)
+    control = run_control(backend, pair, backend.control(native, pair), points, effort, progress=progress)
     passed = control.passed if error <= _TOLERANCE else False
     return {
         "schema": 1,

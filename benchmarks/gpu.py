@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--drop", type=int, nargs="+", help="numbers of removed layers (default: the shape's)")
     parser.add_argument("--sequence", type=int, nargs="+", help="lengths in tokens (default: the shape's)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
-    parser.add_argument("--repeats", type=int, help="pairs of calls at each point (default: what fits the minutes)")
+    parser.add_argument(
+        "--repeats", type=int, help="pairs of calls at each point, a multiple of 8 (default: what fits)"
+    )
     parser.add_argument("--max-minutes", type=float, help="of timing, all together (default: the shape's)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
     parser.add_argument("--work", type=Path, help="keep graphs and engines here (default: a temporary folder)")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gatenorm_export.benching.protocol import Pair, Point, Side
+from gatenorm_export.benching.protocol import LOADINGS, Pair, Point, Side
 from gatenorm_export.records.bench import BenchDevice, BenchReport, BenchRow, BenchSide, Clocks, Probe, Timing, Work
 
 WORK = Work(
@@ -89,6 +89,7 @@ class FakeBackend:
     """A base of two seconds and a pruned model of one."""
 
     weight_copies = 2.0
+    loadings = LOADINGS
     sequences = (16, 32)
     device = DEVICE
 

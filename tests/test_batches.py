@@ -20,7 +20,7 @@ from gatenorm_export.records import PrunePlan
 from gatenorm_export.records.batch import BatchReport
 from gatenorm_export.records.bench import BenchReport
 
-QUICK = ["--sequence", "8", "--repeats", "2", "--quiet"]
+QUICK = ["--sequence", "8", "--repeats", "8", "--quiet"]
 
 
 @pytest.fixture(scope="module")

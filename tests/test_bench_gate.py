@@ -167,7 +167,7 @@ def test_damaged_baselines(damage, tmp_path: Path) -> None:
 def test_the_command_fails_with_12_and_still_writes_its_results(exported, tmp_path, capsys) -> None:
     _, base, _ = exported("llama-gqa")
     prune_graph(base, tmp_path / "pruned", layers=(1,))
-    call = ["bench", str(base), str(tmp_path / "pruned"), "--sequence", "8", "--repeats", "2", "--quiet"]
+    call = ["bench", str(base), str(tmp_path / "pruned"), "--sequence", "8", "--repeats", "8", "--quiet"]
     assert main([*call, "-o", str(tmp_path / "now.json")]) == 0
     report = BenchReport.load(tmp_path / "now.json")
     fast = [

@@ -26,7 +26,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder of the tiny shape on the CPU."""
     out = tmp_path_factory.mktemp("out")
-    arguments = ["--shape", "tiny", "--device", "cpu", "--repeats", "2", "--sequence", "8", "24", "--out", str(out)]
+    arguments = ["--shape", "tiny", "--device", "cpu", "--repeats", "8", "--sequence", "8", "24", "--out", str(out)]
     assert gpu.main(arguments) == 0
     return out
 
@@ -131,7 +131,7 @@ def test_the_full_shape_is_llama_13b(tmp_path: Path) -> None:
 def test_a_pruned_graph_is_the_native_one(exported, tmp_path: Path) -> None:
     """Structure and numbers; the time is for a quiet machine."""
     spec, _, _ = exported("llama-gqa")
-    request = BenchRequest(sequences=(8,), repeats=2)
+    request = BenchRequest(sequences=(8,), repeats=8)
     result = control.measure(spec.path, 2, request, tmp_path, progress=Quiet())
     assert result["control"]["differences"] == ()
     assert result["logit_error_of_range"] <= result["logit_tolerance_of_range"]

@@ -6,15 +6,18 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from gatenorm_export.benching.clocks import busy, read_clocks
 from gatenorm_export.benching.control import hold_against
 from gatenorm_export.benching.failures import one_line
+from gatenorm_export.benching.kept_timings import KeptTimings
 from gatenorm_export.benching.measuring import Effort, Measured, decide_order, measure
-from gatenorm_export.benching.protocol import STEPS, Backend, Pair, Point
+from gatenorm_export.benching.protocol import LOADINGS, STEPS, Backend, Pair, Point, Side
 from gatenorm_export.benching.roofline import roofline_row
-from gatenorm_export.benching.statistics import speedup_of, timing_of
+from gatenorm_export.benching.statistics import Order, speedup_of, timing_of
 from gatenorm_export.benching.words import verdict
 from gatenorm_export.errors import InputError
 from gatenorm_export.progress import Progress, Quiet
@@ -53,19 +56,31 @@ class BenchRequest:
                 raise InputError(f"{option}: lengths start at 1")
             if len(set(values)) < len(values):
                 raise InputError(f"{option}: a number is named twice; name it once")
-        if self.repeats is not None and (self.repeats < 2 or self.repeats % 2):
+        if self.repeats is not None and (self.repeats < 1 or self.repeats % (2 * LOADINGS)):
             raise InputError(
-                f"--repeats {self.repeats}: give an even number from 2 on; calls are paired in both orders"
+                f"--repeats {self.repeats}: give a multiple of {2 * LOADINGS}; calls are paired in both orders, at "
+                f"{LOADINGS} loadings of the models"
             )
         if not 0 < self.max_minutes < float("inf"):
             raise InputError(f"--max-minutes {self.max_minutes:g}: give a number of minutes above 0")
 
 
-def run_bench(backend: Backend, pair: Pair, request: BenchRequest, *, progress: Progress | None = None) -> BenchReport:
+def run_bench(
+    backend: Backend,
+    pair: Pair,
+    request: BenchRequest,
+    *,
+    kept_at: Path | None = None,
+    progress: Progress | None = None,
+) -> BenchReport:
     """Measure ``pair`` on ``backend``.
 
+    What was measured is kept in the file ``kept_at``, so that the same call goes on there; whoever has written the
+    report removes it.
+
     Raises:
-        RefusedError: the runtime failed in the middle; nothing is kept.
+        RefusedError: the runtime failed in the middle.
+        OutputError: ``kept_at`` cannot be written.
     """
     progress = progress or Quiet()
     points = bench_points(backend, pair, request)
@@ -75,11 +90,17 @@ def run_bench(backend: Backend, pair: Pair, request: BenchRequest, *, progress: 
     effort = Effort(request.repeats, 60 * request.max_minutes / (2 if request.control is not None else 1))
     sides = (pair.base, pair.pruned)
     order, reason = decide_order(backend, sides, points, request.order)
-    probe, no_roofline = _probe(backend, pair, progress)
-    measured = measure(backend, sides, points, effort, order, clocks=lambda: read_clocks(gpu=gpu), progress=progress)
+    native = backend.control(request.control, pair) if request.control is not None else None
+    kept = KeptTimings(kept_at, *_decides(backend, pair, native, points, request, order))
+    if kept.n_points:
+        progress.say(f"{kept.n_points} timings of points were made before; going on")
+    probe, no_roofline = _probe(backend, pair, kept, progress)
+    measured = measure(
+        backend, sides, points, effort, order, clocks=lambda: read_clocks(gpu=gpu), progress=progress, kept=kept
+    )
     control = None
-    if request.control is not None:
-        control = run_control(backend, pair, request.control, points, effort, request.order, progress=progress)
+    if native is not None:
+        control = run_control(backend, pair, native, points, effort, request.order, progress=progress, kept=kept)
     rows = bench_rows(measured, pair, probe)
     notes = [*pair.notes, *measured.notes]
     loaded = busy(before, backend.device.threads)
@@ -94,6 +115,7 @@ def run_bench(backend: Backend, pair: Pair, request: BenchRequest, *, progress: 
         n_layers=pair.n_layers,
         dropped=pair.dropped,
         alternating=order == "pairs",
+        loadings=measured.loadings,
         order_reason=reason,
         rows=rows,
         missing=measured.missing,
@@ -112,23 +134,34 @@ def run_bench(backend: Backend, pair: Pair, request: BenchRequest, *, progress: 
 def run_control(
     backend: Backend,
     pair: Pair,
-    native: Path,
+    native: Side,
     points: Sequence[Point],
     effort: Effort,
     order: OrderName = "auto",
     *,
     progress: Progress,
+    kept: KeptTimings | None = None,
 ) -> Control:
     """Time the pruned model of ``pair`` and ``native``, a model made without those layers, in turns.
 
     Raises:
-        InputError: ``native`` is nothing that the backend runs.
         RefusedError: the runtime failed, or no point could be measured.
+        OutputError: see :func:`run_bench`.
     """
-    sides = (backend.control(native, pair), pair.pruned)
+    sides = (native, pair.pruned)
     chosen, _ = decide_order(backend, sides, points, order)
     gpu = 0 if backend.device.driver is not None else None
-    found = measure(backend, sides, points, effort, chosen, clocks=lambda: read_clocks(gpu=gpu), progress=progress)
+    found = measure(
+        backend,
+        sides,
+        points,
+        effort,
+        chosen,
+        clocks=lambda: read_clocks(gpu=gpu),
+        progress=progress,
+        kept=kept,
+        what="control",
+    )
     return hold_against(found, *sides)
 
 
@@ -147,6 +180,7 @@ def bench_rows(measured: Measured, pair: Pair, probe: Probe | None) -> tuple[Ben
     rows = []
     for point, seconds in measured.seconds.items():
         speedup, low, high = speedup_of(seconds, order=measured.order)
+        together = np.concatenate(seconds, axis=1)
         works = pair.base.work, pair.pruned.work
         roofline = None
         if probe is not None and works[0] is not None and works[1] is not None:
@@ -157,9 +191,9 @@ def bench_rows(measured: Measured, pair: Pair, probe: Probe | None) -> tuple[Ben
                 batch=point.batch,
                 sequence=point.sequence,
                 steps=STEPS if point.phase == "decode" else 1,
-                repeats=seconds.shape[1],
-                base=timing_of(seconds[0], point.tokens),
-                pruned=timing_of(seconds[1], point.tokens),
+                repeats=together.shape[1],
+                base=timing_of(together[0], point.tokens),
+                pruned=timing_of(together[1], point.tokens),
                 speedup=speedup,
                 speedup_low=low,
                 speedup_high=high,
@@ -181,9 +215,21 @@ def _speedups(measured: Measured) -> tuple[Speedup, ...]:
     return tuple(found)
 
 
-def _probe(backend: Backend, pair: Pair, progress: Progress) -> tuple[Probe | None, str | None]:
+def _decides(
+    backend: Backend, pair: Pair, native: Side | None, points: Sequence[Point], request: BenchRequest, order: Order
+) -> list[Any]:
+    """What decides a figure, for finding it again."""
+    sides = [side for side in (pair.base, pair.pruned, native) if side is not None]
+    effort = [request.repeats, request.max_minutes, backend.loadings, order, request.order]
+    models = [[side.sha256, side.file_bytes, side.cached] for side in sides]
+    lineage = [list(pair.dropped), pair.plan_sha256]
+    return ["bench", backend.device.model_dump(), models, lineage, [point.name for point in points], effort]
+
+
+def _probe(backend: Backend, pair: Pair, kept: KeptTimings, progress: Progress) -> tuple[Probe | None, str | None]:
     """The device's rates, or why no roofline is drawn."""
-    if pair.base.work is None or pair.pruned.work is None:
+    work = pair.base.work
+    if work is None or pair.pruned.work is None:
         return None, pair.base.why_no_work or pair.pruned.why_no_work
     with progress.task("probe the device"), one_line(backend.device.backend, "the probe of the device's rates"):
-        return backend.probe(pair.base.work), None
+        return kept.probe(lambda: backend.probe(work)), None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from gatenorm_export.benching.measuring import Measured
 from gatenorm_export.benching.protocol import Side
 from gatenorm_export.benching.statistics import speedup_of, timing_of
@@ -31,13 +33,14 @@ def hold_against(measured: Measured, native: Side, pruned: Side) -> Control:
     rows = []
     for point, seconds in measured.seconds.items():
         ratio, low, high = speedup_of(seconds, order=measured.order)
+        together = np.concatenate(seconds, axis=1)
         rows.append(
             ControlRow(
                 phase=point.phase,
                 batch=point.batch,
                 sequence=point.sequence,
-                native=timing_of(seconds[0], point.tokens),
-                pruned=timing_of(seconds[1], point.tokens),
+                native=timing_of(together[0], point.tokens),
+                pruned=timing_of(together[1], point.tokens),
                 ratio=ratio,
                 ratio_low=low,
                 ratio_high=high,

@@ -101,6 +101,11 @@ def hold_to_baseline(
     missing = tuple(row.name for key, row in then.items() if key not in now)
     slower = [row for row in rows if row.slower]
     notes = [f"measured across devices, by ratios alone: {'; '.join(differs)}"] if differs else []
+    if baseline.loadings != report.loadings:
+        notes.append(
+            f"loadings: {baseline.loadings} of the baseline, {report.loadings} now; at a single one the ratio depends "
+            "on which model was loaded first, by a few per cent"
+        )
     if baseline.dropped != report.dropped:
         notes.append(f"the baseline removed layers {list(baseline.dropped)}, this one {list(report.dropped)}")
     if baseline.plan_sha256 != report.plan_sha256:

@@ -1,4 +1,10 @@
-"""The measuring itself: load, warm up, time in turns or one after the other, within a time limit."""
+"""The measuring itself: load, time in turns or one after the other within a time limit, load again the other way round.
+
+Which of two models is loaded first moves their ratio: of two sessions of one file the first was 1 to 5 % slower where
+free memory lay in pieces. Linux hands out the smallest pieces first, so the first model's pages lie scattered and the
+second's in longer runs. (In pages of 2 MB the two were equal.) So both are loaded as often in one order as in the
+other, and the ratios of all loadings are averaged.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +15,17 @@ from typing import Literal
 
 import numpy as np
 
-from gatenorm_export.benching.failures import NoMemoryError, one_line
+from gatenorm_export.benching.kept_timings import KeptTimings, TimedPoint
 from gatenorm_export.benching.protocol import STEPS, Backend, BenchModel, Point, Side
 from gatenorm_export.benching.statistics import Order
+from gatenorm_export.benching.timing import Limits, Loaded, load, time_point
 from gatenorm_export.progress import Progress
 from gatenorm_export.records.bench import BenchSide, Clocks, MissingRow
 
-WARM_UP = 2
-"""Rounds that are not counted: the first call at a shape allocates, and may choose kernels."""
-
-PAIRS = {"prefill": (6, 40), "decode": (32, 320)}
-"""Fewest and most pairs of calls at a point, where their number is not given. Even, for pairs of both orders belong
-together. A removed sublayer of thirty is about one per cent of a decode step, and single calls on a shared machine
-scatter by ten, so decode needs many."""
+PAIRS = {"prefill": (8, 40), "decode": (32, 320)}
+"""Fewest and most pairs of calls at a point, all loadings together, where their number is not given. A removed sublayer
+of thirty is about one per cent of a decode step, and single calls on a shared machine scatter by ten, so decode needs
+many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,23 +37,18 @@ class Effort:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Limits:
-    """What one point may take: pairs, where their number is given; else its share of the seconds that are left."""
-
-    repeats: int | None
-    rest: float
-    share: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Measured:
-    """Seconds [2, repeats] of each point that could be measured, and the reasons for the others."""
+    """Seconds of each point that could be measured, [2, repeats] for each loading, and the reasons for the others.
 
-    seconds: dict[Point, np.ndarray]
+    Loadings alternate: the first side first, the second side first. Measured apart there is one array.
+    """
+
+    seconds: dict[Point, tuple[np.ndarray, ...]]
     clocks: dict[Point, Clocks]
     missing: tuple[MissingRow, ...]
     sides: tuple[BenchSide, BenchSide]
     order: Order
+    loadings: int
     notes: tuple[str, ...] = ()
 
 
@@ -62,62 +61,111 @@ def measure(
     *,
     clocks: Callable[[], Clocks],
     progress: Progress,
+    kept: KeptTimings | None = None,
+    what: str = "pair",
 ) -> Measured:
     """Time both sides at every point.
 
-    In "pairs" both are loaded and called in turn, the order changing from pair to pair; "apart" loads one, times it at
-    every point, frees it and goes on with the other.
+    In "pairs" both are loaded and called in turn, the order changing from pair to pair, and all of it again at each of
+    the backend's loadings, whose order alternates too; "apart" loads one, times it at every point, frees it and goes
+    on with the other. What ``kept`` has of ``what`` is not measured again.
 
     Raises:
         RefusedError: the runtime failed; the text names where.
+        OutputError: what was measured cannot be kept.
     """
-    groups = (sides,) if order == "pairs" else ((sides[0],), (sides[1],))
-    parts: list[dict[Point, np.ndarray]] = []
-    seen: dict[Point, Clocks] = {}
-    missing: dict[Point, str] = {}
-    loaded: list[BenchSide] = []
-    notes: list[str] = []
-    for number, group in enumerate(groups, 1):
+    kept = kept or KeptTimings()
+    groups = [(0, 1), (1, 0)] * (backend.loadings // 2) if order == "pairs" else [(0,), (1,)]
+    run = _Run(backend, sides, points, effort, order, kept, what, clocks, progress)
+    parts = [run.loading(number, groups) for number in range(len(groups))]
+    left = [point for point in points if point not in run.missing]
+    loaded: tuple[list[Loaded], list[Loaded]] = ([], [])
+    for group, (shown, _) in zip(groups, parts, strict=True):
+        for which, found in zip(group, shown, strict=True):
+            loaded[which].append(found)
+    seconds = {}
+    for point in left:
+        arrays = [timed[point].array for _, timed in parts]
+        if order == "pairs":
+            # Rows are those of the first side and the second, whichever was loaded first.
+            seconds[point] = tuple(array[list(group)] for array, group in zip(arrays, groups, strict=True))
+        else:
+            seconds[point] = (_joined(arrays),)
+    return Measured(
+        seconds=seconds,
+        clocks={point: parts[-1][1][point].clocks for point in left},
+        missing=tuple(
+            MissingRow(phase=p.phase, batch=p.batch, sequence=p.sequence, reason=run.missing[p])
+            for p in points
+            if p in run.missing
+        ),
+        sides=(_side(sides[0], loaded[0]), _side(sides[1], loaded[1])),
+        order=order,
+        loadings=len(groups) if order == "pairs" else 1,
+        notes=tuple(dict.fromkeys(note for shown, _ in parts for found in shown for note in found.notes)),
+    )
+
+
+@dataclasses.dataclass
+class _Run:
+    """One measurement under way; ``missing`` is why points cannot be measured, which one loading finds for all."""
+
+    backend: Backend
+    sides: tuple[Side, Side]
+    points: Sequence[Point]
+    effort: Effort
+    order: Order
+    kept: KeptTimings
+    what: str
+    clocks: Callable[[], Clocks]
+    progress: Progress
+    missing: dict[Point, str] = dataclasses.field(default_factory=dict)
+
+    def loading(
+        self, number: int, groups: Sequence[tuple[int, ...]]
+    ) -> tuple[tuple[Loaded, ...], dict[Point, TimedPoint]]:
+        """What one loading showed of its models, in their order of loading, and its points; kept ones as they are."""
+        group, what = groups[number], f"{self.what} {self.order}"
+        found = {point: self.kept.point(what, number, point, len(group)) for point in self.points}
+        timed = {point: kept for point, kept in found.items() if kept is not None}
+        shown = self.kept.loaded(what, number, len(group))
+        if shown is not None and all(point in timed or point in self.missing for point in self.points):
+            return shown, timed
         models: list[BenchModel] = []
         try:
-            for side in group:
-                with progress.task(f"load {side.path}"):
-                    model, record = _load(backend, side, points)
+            records = []
+            for which in group:
+                with self.progress.task(f"load {self.sides[which].path}"):
+                    model, record = load(self.backend, self.sides[which], self.points)
                 models.append(model)
-                loaded.append(record)
-                notes += model.notes
-            end = time.monotonic() + effort.seconds / len(groups)
-            label = "time base and pruned in turns" if order == "pairs" else f"time {number} of 2"
-            timed: dict[Point, np.ndarray] = {}
-            with progress.task(label, total=len(points)) as bar:
-                for place, point in enumerate(points):
-                    if point not in missing:
-                        rest = end - time.monotonic()
-                        limits = _Limits(effort.repeats, rest, rest / (len(points) - place))
-                        found = _point(backend.device.backend, models, point, limits)
-                        if isinstance(found, str):
-                            missing[point] = found
+                records.append(record)
+            shown = tuple(records)
+            self.kept.put_loaded(what, number, shown)
+            spent = sum(float(kept.array.sum()) for kept in timed.values())
+            end = time.monotonic() + self.effort.seconds / len(groups) - spent
+            label = "time base and pruned in turns" if self.order == "pairs" else "time one after the other"
+            with self.progress.task(f"{label}, {number + 1} of {len(groups)}", total=len(self.points)) as bar:
+                for place, point in enumerate(self.points):
+                    if point not in timed and point not in self.missing:
+                        to_come = sum(other not in timed for other in self.points[place:])
+                        taken = self._point(models, point, end - time.monotonic(), to_come)
+                        if isinstance(taken, str):
+                            self.missing[point] = taken
                         else:
-                            timed[point] = found
-                            seen[point] = clocks()
+                            timed[point] = TimedPoint(seconds=taken.tolist(), clocks=self.clocks())
+                            self.kept.put_point(what, number, point, timed[point])
                     bar.advance()
-            parts.append(timed)
         finally:
             for model in models:
                 model.close()
-    kept = [point for point in points if point not in missing]
-    return Measured(
-        seconds={point: _joined([part[point] for part in parts]) for point in kept},
-        clocks={point: seen[point] for point in kept},
-        missing=tuple(
-            MissingRow(phase=p.phase, batch=p.batch, sequence=p.sequence, reason=missing[p])
-            for p in points
-            if p in missing
-        ),
-        sides=(loaded[0], loaded[1]),
-        order=order,
-        notes=tuple(dict.fromkeys(notes)),
-    )
+        return shown, timed
+
+    def _point(self, models: Sequence[BenchModel], point: Point, rest: float, to_come: int) -> np.ndarray | str:
+        parts = self.backend.loadings if self.order == "pairs" else 1
+        repeats = self.effort.repeats // parts if self.effort.repeats is not None else None
+        fewest, most = PAIRS[point.phase]
+        limits = Limits(repeats, rest, rest / to_come, (max(fewest // parts, 2), most // parts))
+        return time_point(self.backend.device.backend, models, point, limits)
 
 
 def decide_order(
@@ -137,96 +185,22 @@ def decide_order(
     return "apart", f"both together may take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
 
 
-def _load(backend: Backend, side: Side, points: Sequence[Point]) -> tuple[BenchModel, BenchSide]:
-    """Load one side and run it once at its largest point, where its memory and its cache are counted."""
-    memory, name = backend.memory, backend.device.backend
-    memory.begin()
-    start = time.perf_counter()
-    try:
-        with one_line(name, f"loading {side.path}"):
-            model = side.load()
-            model.synchronise()
-    except NoMemoryError as error:
-        from gatenorm_export.errors import RefusedError
-
-        raise RefusedError(f"{side.path}: {error}; a smaller model or another device is needed") from error
-    seconds = time.perf_counter() - start
-    peak, kv = None, None
-    runnable = [point for point in points if model.refuses(point) is None]
-    if runnable:
-        largest = max(runnable, key=lambda point: point.batch * point.sequence)
-        try:
-            with one_line(name, largest.name):
-                _prepare(model, largest)
-                model.prefill()
-                model.synchronise()
-                kv = model.kv_bytes() / (largest.batch * largest.sequence) or None
-                if largest.phase == "decode":
-                    model.decode()
-                    model.synchronise()
-            peak = memory.peak()
-        except NoMemoryError:
-            # Which points fit shows when each is measured.
-            peak = None
-        except BaseException:
-            model.close()
-            raise
-    return model, BenchSide(
+def _side(side: Side, loaded: Sequence[Loaded]) -> BenchSide:
+    """Of several loadings the shortest time, since the first reads the disk, and the highest peak, since a later one
+    finds memory that the process still holds."""
+    peaks = [found.peak_memory_bytes for found in loaded if found.peak_memory_bytes is not None]
+    return BenchSide(
         path=side.path,
         sha256=side.sha256,
         file_bytes=side.file_bytes,
-        load_seconds=seconds,
-        peak_memory_bytes=peak,
-        kv_bytes_per_token=kv,
+        load_seconds=min(found.load_seconds for found in loaded),
+        peak_memory_bytes=max(peaks) if peaks else None,
+        kv_bytes_per_token=loaded[0].kv_bytes_per_token,
         work=side.work,
     )
 
 
-def _prepare(model: BenchModel, point: Point) -> None:
-    # Any tokens do: the time of a dense decoder does not depend on which they are.
-    row = np.arange(point.sequence, dtype=np.int64) % 97 + 3
-    model.prepare(np.tile(row, (point.batch, 1)), STEPS if point.phase == "decode" else 0)
-
-
-def _point(backend: str, models: Sequence[BenchModel], point: Point, limits: _Limits) -> np.ndarray | str:
-    """Seconds [models, repeats] at one point, or why there are none."""
-    refused = next((why for why in (model.refuses(point) for model in models) if why is not None), None)
-    if refused is not None:
-        return refused
-    try:
-        with one_line(backend, point.name):
-            for model in models:
-                _prepare(model, point)
-            if point.phase == "decode":
-                for model in models:
-                    model.prefill()
-            warm = np.array([_round(models, point, place) for place in range(WARM_UP)])
-            fewest, most = PAIRS[point.phase]
-            seconds = max(float(warm[-1].sum()), 1e-9)
-            # A long prefill may take more than its share, but not what is left for all.
-            if limits.repeats is None and fewest * seconds > limits.rest:
-                return f"--max-minutes was used up: {fewest} pairs of calls take {fewest * seconds:.0f} s"
-            fit = 2 * int(min(max(limits.share / seconds, fewest), most) / 2)
-            pairs = limits.repeats if limits.repeats is not None else fit
-            return np.array([_round(models, point, place) for place in range(pairs)]).T
-    except NoMemoryError as error:
-        return str(error)
-
-
-def _round(models: Sequence[BenchModel], point: Point, place: int) -> np.ndarray:
-    """Seconds [models] of one call of each, in an order that changes from round to round."""
-    seconds = np.zeros(len(models))
-    for which in range(len(models)) if place % 2 == 0 else reversed(range(len(models))):
-        model = models[which]
-        if point.phase == "decode" and place % STEPS == 0:
-            model.rewind()
-        seconds[which] = model.timed(model.prefill if point.phase == "prefill" else model.decode)
-    return seconds
-
-
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """[2, repeats]: of two that were measured apart, as many calls as both have."""
-    if len(parts) == 1:
-        return parts[0]
+    """[2, repeats] of two that were measured apart, as many calls as both have."""
     repeats = min(part.shape[1] for part in parts)
     return np.concatenate([part[:, :repeats] for part in parts])

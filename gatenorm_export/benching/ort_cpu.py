@@ -17,7 +17,7 @@ from gatenorm_export.benching.graph_work import graph_work
 from gatenorm_export.benching.memory import ProcessMemory
 from gatenorm_export.benching.pairing import graph_lineage
 from gatenorm_export.benching.probing import probe_sizes, product_graph, rates
-from gatenorm_export.benching.protocol import BenchModel, Memory, Pair, Side
+from gatenorm_export.benching.protocol import LOADINGS, BenchModel, Memory, Pair, Side
 from gatenorm_export.benching.timers import Timer, WallClock
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.graphs import external_tensors, graph_file, graph_manifest, load_graph
@@ -34,6 +34,7 @@ class OrtCpu:
     """The default: no GPU, no package beyond onnxruntime."""
 
     sequences: tuple[int, ...] = (64, 256, 512)
+    loadings = LOADINGS
     # A session reads the file, and keeps repacked copies of the matrices.
     weight_copies = 2.0
 

@@ -21,6 +21,7 @@ class OrtCuda(OrtCpu):
     """Graphs, pairs and the probe are those of the CPU backend; sessions, timer and memory are the GPU's."""
 
     sequences = GPU_SEQUENCES
+    loadings = 2
     # Weights, and as much again while the first calls choose kernels and take scratch memory.
     weight_copies = 1.3
 

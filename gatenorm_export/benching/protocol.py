@@ -19,6 +19,9 @@ from gatenorm_export.records.bench import BenchDevice, Phase, Probe, Work, row_n
 STEPS = 16
 """Decode steps that are timed before the cache is taken back: so many tokens longer than asked it gets at most."""
 
+LOADINGS = 4
+"""On the CPU, where each loading's pages lie elsewhere. A GPU's memory comes in pages of 2 MB; 2 are enough there."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Point:
@@ -127,6 +130,8 @@ class Backend(Protocol):
     """How many times the size of its file a model takes when it is loaded, at most."""
     sequences: tuple[int, ...]
     """The lengths that are measured when none are asked for."""
+    loadings: int
+    """How often both are loaded where they take turns, the one or the other first: 2 or ``LOADINGS``."""
 
     def open(self, base: Path, pruned: Path) -> Pair:
         """Check that the two belong together, and prepare to load them.

@@ -16,7 +16,7 @@ from gatenorm_export.benching.cuda import GPU_SEQUENCES, cuda_torch, gpu_names
 from gatenorm_export.benching.memory import AllocatorMemory, ProcessMemory
 from gatenorm_export.benching.pairing import read_plan
 from gatenorm_export.benching.probing import ITEMSIZE, probe_sizes, rates
-from gatenorm_export.benching.protocol import BenchModel, Memory, Pair, Side
+from gatenorm_export.benching.protocol import LOADINGS, BenchModel, Memory, Pair, Side
 from gatenorm_export.benching.timers import CudaEvents, Timer, WallClock
 from gatenorm_export.benching.torch_model import TorchModel, torch_work
 from gatenorm_export.errors import InputError, RefusedError, needs
@@ -43,6 +43,7 @@ class TorchEager:
         self.where: DeviceName = "cuda" if on_gpu else "cpu"
         self.precision: Precision = precision or ("fp16" if on_gpu else "fp32")
         self.sequences: tuple[int, ...] = GPU_SEQUENCES if on_gpu else (64, 256, 512)
+        self.loadings = 2 if on_gpu else LOADINGS
         self.memory: Memory = ProcessMemory()
         self.timer: Timer = WallClock()
         driver = None

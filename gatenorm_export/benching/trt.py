@@ -23,6 +23,7 @@ class TensorRT:
 
     flavour_name: ClassVar[FlavourName] = "tensorrt"
     sequences = GPU_SEQUENCES
+    loadings = 2
     # The engine's weights, and the activations of two contexts.
     weight_copies = 1.3
 

@@ -87,7 +87,9 @@ def row_cells(row: BenchRow) -> tuple[str, ...]:
 def bench_markdown(report: BenchReport) -> str:
     """The whole report as Markdown: what it ran on, the rows, costs, and the verdict."""
     device = report.device
-    order = "in turns" if report.alternating else f"one after the other: {report.order_reason}"
+    order = f"one after the other: {report.order_reason}"
+    if report.alternating:
+        order = f"in turns, {f'at {report.loadings} loadings' if report.loadings > 1 else 'at a single loading'}"
     lines = [
         "# Latency of the pruned model beside its base",
         "",

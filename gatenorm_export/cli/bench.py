@@ -25,6 +25,7 @@ from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output
 from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.kept_work import forget
 from gatenorm_export.progress import Progress
 from gatenorm_export.records.bench import BenchReport
 
@@ -72,7 +73,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="prompt and cache lengths in tokens (default: 64,256,512; on a GPU 512,1024,2048,4096)",
     )
-    measured.add_argument("--repeats", type=int, metavar="N", help="pairs of calls (default: what fits the minutes)")
+    measured.add_argument(
+        "--repeats", type=int, metavar="N", help="pairs of calls, a multiple of 8 (default: what fits)"
+    )
     measured.add_argument(
         "--max-minutes", type=float, default=5.0, metavar="M", help="for timing, loading apart (default: 5)"
     )
@@ -111,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         (place,) = places.values()
         report = _measure(args, request, place, terminal.progress)
         place.save(report)
+        forget(place.kept)
         return _end(args, terminal, place, report)
     if len(places) == 1:
         ((name, place),) = places.items()
@@ -196,7 +200,7 @@ def _measure(args: argparse.Namespace, request: BenchRequest, place: BenchPlace,
         check_comparable(gate.baseline, backend.device, gate.name, across_devices=gate.across_devices)
     with progress.task("check the pair"):
         pair = backend.open(args.base, place.pruned)
-    return run_bench(backend, pair, request, progress=progress)
+    return run_bench(backend, pair, request, kept_at=place.kept, progress=progress)
 
 
 def _measure_tasks(

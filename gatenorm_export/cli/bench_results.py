@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from gatenorm_export.artifacts import write_text
+from gatenorm_export.kept_work import kept_beside
 from gatenorm_export.records.bench import BenchReport, GateReport
 
 BENCH_NAME, TABLE_NAME = "bench.json", "bench.md"
@@ -61,6 +62,11 @@ class BenchPlace:
         report.save(self.out / BENCH_NAME)
         write_text(self.out / TABLE_NAME, bench_markdown(report))
         return self.out / BENCH_NAME, self.out / TABLE_NAME
+
+    @property
+    def kept(self) -> Path | None:
+        """Where the work of an interrupted measurement lies."""
+        return kept_beside(self.out, "bench")
 
     def judge(self, report: BenchReport) -> GateReport | None:
         """The gate's verdict, where there is a baseline.
