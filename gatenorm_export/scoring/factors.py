@@ -6,6 +6,7 @@ takes a few rows at a time, and bfloat16 weights are multiplied as they are stor
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Protocol
@@ -13,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16, Bfloat16Products, bfloat16_products
+from gatenorm_export.scoring.gate_norm import group_sum
 from gatenorm_export.scoring.rows import ROWS_AT_A_TIME, Matrix
 from gatenorm_export.scoring.signs import BlockSigns
 
@@ -109,7 +111,8 @@ class Float32Factor:
 
 
 class Bfloat16Factor:
-    """By the CPU's bfloat16 units, as stored. Products are linear, so heads are summed behind them.
+    """By the CPU's bfloat16 units, as stored. A projection is linear, so heads are summed behind it; other products of
+    grouped heads take their sums in float32.
 
     What is multiplied by is taken as the sum of up to three bfloat16 matrices, which a float32 one is exactly.
     """
@@ -140,21 +143,27 @@ class Bfloat16Factor:
 
     def times(self, right: np.ndarray) -> np.ndarray:
         """See :class:`Factor`."""
+        if self._group > 1:
+            return np.asarray(self._summed @ right.astype(np.float32, copy=False))
         pieces = bfloat16_pieces(right)
-        whole = self._weights[0 : len(self._weights)]
-        out = np.empty((len(whole), len(pieces) * right.shape[1]), np.float32)
-        self._products.multiply(whole, np.concatenate(pieces, axis=1), out)
-        heads = (self._rows // self._head_dim, self._group, self._head_dim, len(pieces), right.shape[1])
-        return np.asarray(out.reshape(heads).sum(axis=(1, 3))).reshape(self._rows, -1)
+        out = np.empty((self._rows, len(pieces) * right.shape[1]), np.float32)
+        self._products.multiply(self._weights[0 : self._rows], np.concatenate(pieces, axis=1), out)
+        return np.asarray(out.reshape(self._rows, len(pieces), -1).sum(axis=1))
 
     def transposed_times(self, right: np.ndarray) -> np.ndarray:
         """See :class:`Factor`."""
-        whole = self._weights[0 : len(self._weights)]
-        pieces = [self._for_each_head(piece) for piece in bfloat16_pieces(right)]
+        if self._group > 1:
+            return (right.T.astype(np.float32, copy=False) @ self._summed).T
+        whole, pieces = self._weights[0 : self._rows], bfloat16_pieces(right)
         left = np.ascontiguousarray(np.concatenate(pieces, axis=1).T)
         out = np.empty((len(left), whole.shape[1]), np.float32)
         self._products.multiply(left, whole, out)
         return np.asarray(out.reshape(len(pieces), -1, whole.shape[1]).sum(axis=0)).T
+
+    @functools.cached_property
+    def _summed(self) -> np.ndarray:
+        """The sums of the groups in float32: for several products, one pass over all heads is cheaper than as many."""
+        return group_sum(self._weights[0 : len(self._weights)], self._rows, self._head_dim, np.float32)
 
     @property
     def _rows_at_a_time(self) -> int:
@@ -170,13 +179,6 @@ class Bfloat16Factor:
                 count = min(self._rows_at_a_time, run - offset)
                 into = head * run + offset
                 yield start + offset, start + offset + count, slice(into, into + count), member == 0
-
-    def _for_each_head(self, right: np.ndarray) -> np.ndarray:
-        """[rows, n] with the rows of a group once for each of its heads."""
-        if self._group == 1:
-            return right
-        groups = right.reshape(self._rows // self._head_dim, 1, self._head_dim, right.shape[1])
-        return groups.repeat(self._group, axis=1).reshape(len(self._weights), -1)
 
 
 def inner_products(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:

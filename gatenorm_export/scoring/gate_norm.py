@@ -133,10 +133,10 @@ def _compute(query: np.ndarray, key: np.ndarray, head_dim: int, dtype: type[np.f
     terms = min(_TERMS, max(rows, width)) if dtype is np.float32 else max(rows, width)
     summed: np.ndarray = query if group == 1 else group_sum(query, rows, head_dim, dtype)
     tiled = rows >= width
-    as_stored = tiled and dtype is np.float32 and summed.dtype == key.dtype == BFLOAT16
-    products = bfloat16_products() if as_stored else None
+    as_stored = key.dtype == BFLOAT16 and (not tiled or summed.dtype == BFLOAT16)
+    products = bfloat16_products() if as_stored and dtype is np.float32 else None
     if not tiled:
-        squared, error = _gram(summed, key, dtype, _gamma(terms, unit))
+        squared, error = _gram(summed, key, dtype, products, _gamma(terms, unit))
         # A squared norm off by the share x is a norm off by x / 2, and a little more for large x.
         rounding = error / 2 + error * error
     else:
@@ -165,8 +165,10 @@ def _frobenius(array: np.ndarray, dtype: type[np.floating] = np.float32) -> floa
     return math.sqrt(total)
 
 
-def _gram(a: np.ndarray, b: np.ndarray, dtype: type[np.floating], gamma: float) -> tuple[float, float]:
-    """<a a^T, b b^T>, and the bound on its relative error.
+def _gram(
+    a: np.ndarray, b: np.ndarray, dtype: type[np.floating], products: Bfloat16Products | None, gamma: float
+) -> tuple[float, float]:
+    """<a a^T, b b^T>, and the bound on its relative error. ``products`` multiply what is stored in bfloat16.
 
     An entry of a Gram matrix is off by at most gamma |a_i| |a_j|, so the inner product by gamma times
     |a|^T |b b^T| |a| + |b|^T |a a^T| |b|, where |a| are the norms of the rows.
@@ -174,10 +176,14 @@ def _gram(a: np.ndarray, b: np.ndarray, dtype: type[np.floating], gamma: float) 
     grams = []
     for array in (a, b):
         total = np.zeros((len(array), len(array)))
+        part = np.empty(total.shape, dtype)
         step = _TERMS if dtype is np.float32 else array.shape[1]
+        stored = products is not None and array.dtype == BFLOAT16
         for start in range(0, array.shape[1], step):
-            block = np.ascontiguousarray(array[:, start : start + step], dtype=dtype)
-            total += block @ block.T
+            block = np.ascontiguousarray(array[:, start : start + step], dtype=BFLOAT16 if stored else dtype)
+            multiply = products.multiply if products is not None and stored else np.matmul
+            multiply(block, block.T, part)
+            total += part
         grams.append(total)
     first, second = grams
     squared = float(np.vdot(first, second))
