@@ -3,7 +3,7 @@
 Exported decoders measure the length of the past on one layer's cache, as a rule layer 0's key, and now and then batch
 or step on a tensor inside attention. Readers are pointed at a kept layer's cache of the same kind; when no layer keeps
 one, the shape is put together from the lengths of the inputs, the past's being that of the attention mask less the
-tokens'.
+tokens'; and when the inputs do not tell it either, it is that of the stream, which the removed sums had as well.
 """
 
 from __future__ import annotations
@@ -85,12 +85,30 @@ def plan_move(
         for past in other.cache.past:
             _add_aliases(lengths, past, _twin(past, other, kept), inputs)
     shape = lengths.resolve_shape(gone.shape)
-    if shape is None:
+    if shape is not None:
+        return LengthMove(gone, tuple(readers), None, shape)
+    substitute = same_shape(gone, stays, _streams(removed))
+    if substitute is None:
         raise LengthLost(
             f"{site}, {node_name(readers[0])}: the graph reads a length from {gone.name} {gone.shape or ''}, which no "
             "kept layer's cache and no attention mask of length past + tokens tells; keep one such layer"
         )
-    return LengthMove(gone, tuple(readers), None, shape)
+    return LengthMove(gone, tuple(readers), substitute, ())
+
+
+def _streams(removed: Iterable[AttentionSite]) -> dict[ir.Value, ir.Value]:
+    """The sums that go, and the summand that every reader gets in place of each. Where shapes are told, both are equal:
+    attention could be added to something that is spread over the batch."""
+    streams: dict[ir.Value, ir.Value] = {}
+    for site in removed:
+        if len(site.residual.kept) != 1:
+            continue
+        (kept,) = site.residual.kept
+        outputs = site.residual.merge.outputs
+        for total in (outputs[0], *outputs[3:]):  # between them a fused norm has its mean and deviation
+            if total.shape is None or kept.shape is None or str(total.shape) == str(kept.shape):
+                streams[total] = kept
+    return streams
 
 
 def _twin(gone: ir.Value, site: AttentionSite, kept: Iterable[AttentionSite]) -> ir.Value | None:

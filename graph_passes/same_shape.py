@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -15,9 +16,20 @@ _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceL2", "ReduceMax", "Re
 _REDUCED_STEPS = frozenset({"Sqrt", "Add", "Mul", "Div", "Reciprocal", "Pow", "Cast", "Clip", "Max"})
 
 
-def same_shape(gone: ir.Value, stays: Callable[[ir.Value], bool]) -> ir.Value | None:
-    """A value that stays and from which ``gone`` was computed element by element, such as the stream before a norm."""
-    return next((value for value in walk(gone, _elementwise_operand) if value is not gone and stays(value)), None)
+def same_shape(
+    gone: ir.Value,
+    stays: Callable[[ir.Value], bool],
+    replaced: Mapping[ir.Value, ir.Value] = MappingProxyType({}),
+) -> ir.Value | None:
+    """A value that stays and from which ``gone`` was computed element by element, such as the stream before a norm.
+
+    ``replaced`` names values that an edit takes out of use, and what of the same shape is read in place of each.
+    """
+
+    def operand(value: ir.Value) -> Iterable[ir.Value]:
+        return [replaced[value]] if value in replaced else _elementwise_operand(value)
+
+    return next((value for value in walk(gone, operand) if value is not gone and stays(value)), None)
 
 
 def _elementwise_operand(value: ir.Value) -> Iterable[ir.Value]:

@@ -137,7 +137,6 @@ def test_plain_networks_are_never_refused(network: Network) -> None:
     check_all(network, strict=True)
 
 
-@pytest.mark.xfail(reason="refused where all goes: the stream's shape is taken for a length of the past", strict=True)
 def test_a_flat_block_behind_a_layer_without_mlp_is_never_refused() -> None:
     layers = (Layer(mlp="none"), Layer(attention="multi-head"), Layer(block="flat"))
     check_all(Network(layers, lengths="layer"), strict=True)
