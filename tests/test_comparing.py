@@ -120,6 +120,32 @@ def test_latency_measures_both_phases(exported) -> None:
         assert row.speedup_low <= row.speedup <= row.speedup_high
 
 
+def test_both_graphs_are_loaded_in_both_orders(exported, monkeypatch):
+    import gc
+    import weakref
+
+    from gatenorm_export.comparing import runners
+
+    _, graph, _ = exported("llama-gqa")
+    opened, alive, open_session = [], [], runners.open_session
+
+    def recorded(path):
+        session = open_session(path)
+        opened.append((path.name, sum(entry() is not None for entry in alive)))
+        alive.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(runners, "open_session", recorded)
+    copy = graph.with_name("copy.onnx")
+    copy.write_bytes(graph.read_bytes())
+    latency = measure_latency(graph, copy, sequences=(8,))
+    # Each name with how many sessions were open then: those of the first loading are gone at the second.
+    assert opened == [("model.onnx", 0), ("copy.onnx", 1), ("copy.onnx", 0), ("model.onnx", 1)]
+    gc.collect()
+    assert not any(entry() for entry in alive)
+    assert [row.repeats for row in latency.rows] == [16, 152]
+
+
 def test_who_goes_second_does_not_make_a_speedup() -> None:
     """The same graph against itself, where whatever is called second takes 1.7 times as long."""
     seconds = np.ones((2, 20))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gatenorm_export.comparing.forward import PIXELS, ForwardGraph, image_shape, longest_text, token_feed
-from gatenorm_export.comparing.latency import Point, measure_points
+from gatenorm_export.comparing.latency import OpenSide, Point, measure_points
 from gatenorm_export.comparing.speech import FEATURES, SpeechDecoder, random_features
 from gatenorm_export.errors import needs
 from gatenorm_export.framework import load_config
@@ -36,7 +36,7 @@ def encoder_latency(base: Path, pruned: Path, spec: ModelSpec | None, *, progres
         return token_feed([np.arange(point.sequence) % 97 + 3] * point.batch, 0)
 
     points = [Point("prefill", length) for length in lengths]
-    return _measure([_forward(graph, feed) for graph in (base, pruned)], points, "tokens", progress)
+    return measure_points((base, pruned), points, _forward(feed), unit="tokens", progress=progress)
 
 
 def vision_latency(base: Path, pruned: Path, spec: ModelSpec | None, *, progress: Progress) -> Latency:
@@ -51,7 +51,7 @@ def vision_latency(base: Path, pruned: Path, spec: ModelSpec | None, *, progress
         return {PIXELS: np.zeros((point.batch, *shape), np.float32)}
 
     points = [Point("prefill", 1, batch) for batch in IMAGE_BATCHES]
-    return _measure([_forward(graph, feed) for graph in (base, pruned)], points, "images", progress)
+    return measure_points((base, pruned), points, _forward(feed), unit="images", progress=progress)
 
 
 def speech_latency(base: Path, pruned: Path, spec: ModelSpec | None, *, progress: Progress) -> Latency:
@@ -63,37 +63,39 @@ def speech_latency(base: Path, pruned: Path, spec: ModelSpec | None, *, progress
     config = load_config(base.parent, spec)
     if _takes(base, FEATURES):
         points = [Point("prefill", 1, batch) for batch in SOUND_BATCHES]
-        calls = [_sound(graph, config) for graph in (base, pruned)]
-        return _measure(calls, points, "sounds", progress)
+        return measure_points((base, pruned), points, _sound(config), unit="sounds", progress=progress)
     lengths = sorted({min(length, config.max_target_positions) for length in TRANSCRIPT_LENGTHS})
     points = [Point("prefill", length) for length in lengths]
-    return _measure([_transcript(graph, config) for graph in (base, pruned)], points, "tokens", progress)
+    return measure_points((base, pruned), points, _transcript(config), unit="tokens", progress=progress)
 
 
-_Caller = Callable[[Point], Callable[[], Any]]
+def _forward(feed: Callable[[ForwardGraph, Point], dict[str, np.ndarray]]) -> OpenSide:
+    def open_side(graph: Path) -> Callable[[Point], Callable[[], Any]]:
+        with needs("ort", "latency"):
+            runner = ForwardGraph(graph)
+        return lambda point: _call(runner.session, {n: v for n, v in feed(runner, point).items() if n in runner.inputs})
+
+    return open_side
 
 
-def _measure(callers: Sequence[_Caller], points: Sequence[Point], unit: str, progress: Progress) -> Latency:
-    return measure_points(points, lambda point: [caller(point) for caller in callers], unit=unit, progress=progress)
+def _sound(config: Any) -> OpenSide:
+    def open_side(graph: Path) -> Callable[[Point], Callable[[], Any]]:
+        from gatenorm_export.comparing.runners import open_session
+
+        session = open_session(graph)
+        return lambda point: _call(session, {FEATURES: random_features(config, point.batch)})
+
+    return open_side
 
 
-def _forward(graph: Path, feed: Callable[[ForwardGraph, Point], dict[str, np.ndarray]]) -> _Caller:
-    with needs("ort", "latency"):
-        runner = ForwardGraph(graph)
-    return lambda point: _call(runner.session, {n: v for n, v in feed(runner, point).items() if n in runner.inputs})
-
-
-def _sound(graph: Path, config: Any) -> _Caller:
-    from gatenorm_export.comparing.runners import open_session
-
-    session = open_session(graph)
-    return lambda point: _call(session, {FEATURES: random_features(config, point.batch)})
-
-
-def _transcript(graph: Path, config: Any) -> _Caller:
-    decoder = SpeechDecoder(graph)
+def _transcript(config: Any) -> OpenSide:
     states = np.zeros((1, config.max_source_positions, config.d_model), np.float32)
-    return lambda point: _call(decoder.session, decoder.feed(np.arange(point.sequence)[None] % 97 + 3, states, []))
+
+    def open_side(graph: Path) -> Callable[[Point], Callable[[], Any]]:
+        decoder = SpeechDecoder(graph)
+        return lambda point: _call(decoder.session, decoder.feed(np.arange(point.sequence)[None] % 97 + 3, states, []))
+
+    return open_side
 
 
 def _call(session: Any, feed: dict[str, np.ndarray]) -> Callable[[], Any]:

@@ -6,6 +6,8 @@ polygraphy's timing is not used: its maintainers call it unreliable for comparis
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
 import os
 import platform
 import time
@@ -22,16 +24,19 @@ from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Latency, LatencyRow, ModelSpec
 
 SEQUENCES = (64, 256, 512)
-REPEATS = {"prefill": 16, "decode": 150}
-"""Pairs of calls per point. A removed sublayer of thirty is worth about one per cent of a decode step, and single calls
-on a shared machine scatter by ten, so decode needs many pairs; a prefill is long enough to need few. Even
-numbers: pairs of both orders belong together."""
+REPEATS = {"prefill": 8, "decode": 76}
+"""Pairs of calls per point, at each of two loadings. A removed sublayer of thirty is worth about one per cent of a
+decode step, and single calls on a shared machine scatter by ten, so decode needs many pairs; a prefill is long enough
+to need few. Even numbers: pairs of both orders belong together."""
 
-FORWARD_SECONDS, FORWARD_REPEATS = 10.0, (16, 100)
+FORWARD_SECONDS, FORWARD_REPEATS = 5.0, (8, 50)
 """A pass of what is no decoder takes from a millisecond to seconds: as many pairs as fit the time, within bounds."""
 
 WARM_UP = 3
 BATCH = 1
+
+OpenSide = Callable[[Path], Callable[["Point"], Callable[[], Any]]]
+"""Loads a graph; what it gives makes the call of a point."""
 
 
 def measure_latency(
@@ -39,9 +44,10 @@ def measure_latency(
 ) -> Latency:
     """Time prefill of ``sequences`` tokens, and decode of one token with that many in the cache.
 
-    Base and pruned are called in turn, the order changing from pair to pair, so that drift of the machine hits both.
-    The speed-up is the median of :func:`order_free_ratios`, its interval a seeded 95 % bootstrap. Caches stay in ONNX
-    Runtime's own values: nothing is copied between calls.
+    Base and pruned are called in turn, the order changing from pair to pair, so that drift of the machine hits both;
+    once with base loaded first and once with pruned, whose pages then lie the better. The speed-up is the median of
+    :func:`order_free_ratios`, of both loadings the geometric mean, its interval a seeded 95 % bootstrap. Caches stay in
+    ONNX Runtime's own values: nothing is copied between calls.
 
     Raises:
         MissingPartError: onnxruntime is not installed.
@@ -50,14 +56,13 @@ def measure_latency(
     progress = progress or Quiet()
     with needs("ort", "latency"):
         from gatenorm_export.comparing.runners import open_session
-    sessions = [open_session(graph) for graph in (base, pruned)]
-    signatures = [signature_of(session, graph) for session, graph in zip(sessions, (base, pruned), strict=True)]
 
-    def calls_of(point: Point) -> list[Callable[[], Any]]:
-        return [_call(session, signature, point) for session, signature in zip(sessions, signatures, strict=True)]
+    def open_side(graph: Path) -> Callable[[Point], Callable[[], Any]]:
+        session = open_session(graph)
+        return functools.partial(_call, session, signature_of(session, graph))
 
     points = [Point(phase, sequence) for phase in ("prefill", "decode") for sequence in sequences]
-    return measure_points(points, calls_of, unit="tokens", progress=progress)
+    return measure_points((base, pruned), points, open_side, unit="tokens", progress=progress)
 
 
 def decoder_latency(base: Path, pruned: Path, spec: ModelSpec | None, *, progress: Progress) -> Latency:
@@ -78,23 +83,27 @@ class Point:
 
 
 def measure_points(
-    points: Sequence[Point], calls_of: Callable[[Point], list[Callable[[], Any]]], *, unit: str, progress: Progress
+    graphs: tuple[Path, Path], points: Sequence[Point], open_side: OpenSide, *, unit: str, progress: Progress
 ) -> Latency:
-    """Time base and pruned, whose calls ``calls_of`` gives for each point, in turns; decode may be absent."""
+    """Time base and pruned in turns, at two loadings; decode may be absent."""
     with needs("ort", "latency"):
         import onnxruntime
-    rows, ratios = [], []
     batches = {point.batch for point in points}
     decodes = any(point.phase == "decode" for point in points)
-    with progress.task("measure latency", total=len(points)) as bar:
-        for point in points:
-            calls = calls_of(point)
-            seconds = _alternate(calls, REPEATS[point.phase] if decodes else _repeats(calls))
-            rows.append(_row(point, seconds, with_batch=batches != {BATCH}))
-            ratios.append(order_free_ratios(seconds))
-            bar.advance()
+    seconds: dict[Point, list[np.ndarray]] = {point: [] for point in points}
+    with progress.task("measure latency", total=2 * len(points)) as bar:
+        for loading in ((0, 1), (1, 0)):
+            opened = {which: open_side(graphs[which]) for which in loading}
+            for point in points:
+                calls = [opened[which](point) for which in (0, 1)]
+                seconds[point].append(_alternate(calls, REPEATS[point.phase] if decodes else _repeats(calls)))
+                bar.advance()
+            # The next loading is to find all memory free.
+            del opened, calls
+            gc.collect()
+    rows = [_row(point, seconds[point], with_batch=batches != {BATCH}) for point in points]
     found = {
-        phase: speedup_with_interval(*(r for p, r in zip(points, ratios, strict=True) if p.phase == phase))
+        phase: _speedup(*(part for point in points if point.phase == phase for part in seconds[point]))
         for phase in {point.phase for point in points}
     }
     prefill, prefill_low, prefill_high = found["prefill"]
@@ -138,14 +147,18 @@ def order_free_ratios(seconds: np.ndarray) -> np.ndarray:
 def speedup_with_interval(*ratios: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Median of ratios base / pruned, [n], with its 95 % bootstrap interval.
 
-    Of several sets of pairs (one a sequence length) it is the geometric mean of their medians, since ratios multiply;
-    its interval is narrower than each one's, for it rests on all pairs.
+    Of several sets of pairs (one a sequence length and loading) it is the geometric mean of their medians, since ratios
+    multiply; its interval is narrower than each one's, for it rests on all pairs.
     """
     rng = np.random.default_rng(seed)
     logs = [np.log(np.median(rng.choice(part, size=(2000, len(part))), axis=1)) for part in ratios]
     low, high = np.exp(np.quantile(np.mean(logs, axis=0), [0.025, 0.975]))
     middle = np.exp(np.mean([np.log(np.median(part)) for part in ratios]))
     return float(middle), float(low), float(high)
+
+
+def _speedup(*seconds: np.ndarray) -> tuple[float, float, float]:
+    return speedup_with_interval(*(order_free_ratios(part) for part in seconds))
 
 
 def _call(session: Any, signature: DecodeSignature, point: Point) -> Callable[[], Any]:
@@ -188,11 +201,12 @@ def _alternate(calls: list[Callable[[], Any]], repeats: int) -> np.ndarray:
     return seconds
 
 
-def _row(point: Point, seconds: np.ndarray, *, with_batch: bool) -> LatencyRow:
+def _row(point: Point, loadings: Sequence[np.ndarray], *, with_batch: bool) -> LatencyRow:
+    seconds = np.concatenate(loadings, axis=1)
     tokens = point.batch * (point.sequence if point.phase == "prefill" else 1)
     base_p50, pruned_p50 = np.median(seconds, axis=1)
     base_p90, pruned_p90 = np.quantile(seconds, 0.9, axis=1)
-    speedup, low, high = speedup_with_interval(order_free_ratios(seconds))
+    speedup, low, high = _speedup(*loadings)
     return LatencyRow(
         phase=point.phase,
         sequence=point.sequence,
