@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from gatenorm_export.building import ShapeRequest, load_overrides, make_profiles
 from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.pruning import prune_graph
 
 
 def test_every_dynamic_dimension_gets_its_bounds(tmp_path: Path) -> None:
@@ -79,6 +80,39 @@ def test_lengths_are_told_by_what_an_input_is_for(tmp_path: Path, tokens: Any, m
     }
     assert bounds_of(decode)["attention_mask"] == ((1, 2), (2, 17), (4, 36))
     assert bounds_of(decode)["past.value"] == ((1, 2, 1, 16), (2, 2, 16, 16), (4, 2, 31, 16))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "cache"),
+    [
+        (["batch", "step"], ["batch", "total"], ["batch", 2, "past", "size"]),
+        (["s0", "s1"], ["s2", "s3"], ["s4", 2, "s5", 16]),
+        ([None, None], [None, None], [None, 2, None, 16]),
+    ],
+    ids=str,
+)
+def test_without_any_attention_a_mask_is_as_long_as_before(tmp_path: Path, tokens: Any, mask: Any, cache: Any) -> None:
+    """The mask stays an input for the clients' sake, and nothing in the graph reads it any more."""
+    write_attention(tmp_path / "g.onnx", tokens, mask, cache)
+    before = make_profiles(tmp_path / "g.onnx", ShapeRequest(2, 8, 32))
+    prune_graph(tmp_path / "g.onnx", tmp_path / "out", layers=[0], kv_names="keep")
+    after = make_profiles(tmp_path / "out" / "model.onnx", ShapeRequest(2, 8, 32))
+    kept = ("input_ids", "position_ids", "attention_mask")
+    assert [bounds_of(profile) for profile in after] == [
+        {name: bounds for name, bounds in bounds_of(profile).items() if name in kept} for profile in before
+    ]
+
+
+def test_without_caches_a_mask_that_is_read_may_be_of_any_length(tmp_path: Path) -> None:
+    graph = write_graph(tmp_path / "g.onnx")
+    model = onnx.load(str(graph))
+    del model.graph.input[2]
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "words"
+    model.graph.node.append(helper.make_node("Cast", ["attention_mask"], ["shown"], to=TensorProto.FLOAT))
+    model.graph.output.append(helper.make_tensor_value_info("shown", TensorProto.FLOAT, None))
+    onnx.save(model, str(graph))
+    with pytest.raises(RefusedError, match="dimension 1 of input attention_mask is words, which is neither"):
+        make_profiles(graph, ShapeRequest())
 
 
 def test_an_open_length_that_no_attention_tells_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gatenorm_export.building.graph_inputs import MASK, POSITIONS, TOKENS, Inputs, Length
+from gatenorm_export.graphs import load_graph
 from gatenorm_export.precision.head_sizes import open_head_sizes
 
 Place = tuple[str, int]
@@ -24,7 +25,8 @@ def in_one_vocabulary(graph: Path, inputs: Inputs) -> tuple[Inputs, frozenset[st
 
     By what an input is for: positions [batch, step] have the lengths of the tokens, a mask is as long as past + step,
     the first length of a cache is the batch unless another one is. An open size of a head becomes what the attention
-    operators say of it. A word that several caches share is kept, as windowed layers have a past of their own.
+    operators say of it. A word that several caches share is kept, as windowed layers have a past of their own. Without
+    caches, as where all attention was removed, only a mask that nothing reads is taken to be as long.
 
     Raises:
         InputError: the graph cannot be analysed.
@@ -36,18 +38,27 @@ def in_one_vocabulary(graph: Path, inputs: Inputs) -> tuple[Inputs, frozenset[st
     if len(inputs.get(POSITIONS, ())) == 2:
         told |= {(POSITIONS, 0): batch, (POSITIONS, 1): step}
     pasts = _pasts(graph, inputs, told)
-    if pasts and len(inputs.get(MASK, ())) == 2:
+    words = set(pasts.values())
+    mask = inputs.get(MASK, ())
+    if len(mask) == 2 and (pasts or (mask[1].name not in {None, step.name} and _unread(graph, MASK))):
         told[MASK, 0] = batch
-        mask = inputs[MASK][1]
-        if mask.name is not None and mask.name not in {step.name, *pasts.values()}:
-            told[MASK, 1] = Length(None, (next(iter(pasts.values())), *step.names), step.constant, mask.text)
+        if mask[1].name is not None and mask[1].name not in {step.name, *words}:
+            # Without caches the past has no word of its own; the mask's stands for it.
+            past = next(iter(pasts.values()), mask[1].name)
+            told[MASK, 1] = Length(None, (past, *step.names), step.constant, mask[1].text)
+            words.add(past)
     unified = {
         name: tuple(
             told.get((name, axis), length) if length.fixed is None else length for axis, length in enumerate(shape)
         )
         for name, shape in inputs.items()
     }
-    return unified, frozenset(pasts.values())
+    return unified, frozenset(words)
+
+
+def _unread(graph: Path, entry: str) -> bool:
+    value = next(value for value in load_graph(graph).graph.inputs if value.name == entry)
+    return not value.uses() and not value.is_graph_output()
 
 
 def _pasts(graph: Path, inputs: Inputs, told: dict[Place, Length]) -> dict[Place, str]:
