@@ -184,7 +184,7 @@ def test_the_command_goes_on_and_leaves_nothing_behind(
     assert main(call) == 0
     # Two points at four loadings, of which three were timed before.
     assert len(calls) == 4 + 8 - 3
-    assert "3 timings of points were made before; going on" in capsys.readouterr().err
+    assert "3 of 8 timings were made before; going on" in capsys.readouterr().err
     assert not kept.exists()
     assert main(call) == 0
     assert len(calls) == 9 + 8

@@ -14,7 +14,7 @@ from gatenorm_export.benching.clocks import busy, read_clocks
 from gatenorm_export.benching.control import hold_against
 from gatenorm_export.benching.failures import one_line
 from gatenorm_export.benching.kept_timings import KeptTimings
-from gatenorm_export.benching.measuring import Effort, Measured, decide_order, measure
+from gatenorm_export.benching.measuring import Effort, Measured, decide_order, loading_groups, measure
 from gatenorm_export.benching.protocol import LOADINGS, STEPS, Backend, Pair, Point, Side
 from gatenorm_export.benching.roofline import roofline_row
 from gatenorm_export.benching.statistics import Order, speedup_of, timing_of
@@ -93,7 +93,8 @@ def run_bench(
     native = backend.control(request.control, pair) if request.control is not None else None
     kept = KeptTimings(kept_at, *_decides(backend, pair, native, points, request, order))
     if kept.n_points:
-        progress.say(f"{kept.n_points} timings of points were made before; going on")
+        of_each = len(loading_groups(backend, order)) * (1 if native is None else 2)
+        progress.say(f"{kept.n_points} of {of_each * len(points)} timings were made before; going on")
     probe, no_roofline = _probe(backend, pair, kept, progress)
     measured = measure(
         backend, sides, points, effort, order, clocks=lambda: read_clocks(gpu=gpu), progress=progress, kept=kept

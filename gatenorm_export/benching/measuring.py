@@ -75,7 +75,7 @@ def measure(
         OutputError: what was measured cannot be kept.
     """
     kept = kept or KeptTimings()
-    groups = [(0, 1), (1, 0)] * (backend.loadings // 2) if order == "pairs" else [(0,), (1,)]
+    groups = loading_groups(backend, order)
     run = _Run(backend, sides, points, effort, order, kept, what, clocks, progress)
     parts = [run.loading(number, groups) for number in range(len(groups))]
     left = [point for point in points if point not in run.missing]
@@ -183,6 +183,11 @@ def decide_order(
     if free is None or need <= free:
         return "pairs", ""
     return "apart", f"both together may take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+
+
+def loading_groups(backend: Backend, order: Order) -> list[tuple[int, ...]]:
+    """For each loading the sides that are loaded, in their order."""
+    return [(0, 1), (1, 0)] * (backend.loadings // 2) if order == "pairs" else [(0,), (1,)]
 
 
 def _side(side: Side, loaded: Sequence[Loaded]) -> BenchSide:

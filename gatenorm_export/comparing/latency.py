@@ -30,7 +30,8 @@ decode step, and single calls on a shared machine scatter by ten, so decode need
 to need few. Even numbers: pairs of both orders belong together."""
 
 FORWARD_SECONDS, FORWARD_REPEATS = 5.0, (8, 50)
-"""A pass of what is no decoder takes from a millisecond to seconds: as many pairs as fit the time, within bounds."""
+"""A pass of what is no decoder takes from a millisecond to seconds: at each loading as many pairs as fit the time,
+within bounds."""
 
 WARM_UP = 3
 BATCH = 1
@@ -44,10 +45,10 @@ def measure_latency(
 ) -> Latency:
     """Time prefill of ``sequences`` tokens, and decode of one token with that many in the cache.
 
-    Base and pruned are called in turn, the order changing from pair to pair, so that drift of the machine hits both;
-    once with base loaded first and once with pruned, whose pages then lie the better. The speed-up is the median of
-    :func:`order_free_ratios`, of both loadings the geometric mean, its interval a seeded 95 % bootstrap. Caches stay in
-    ONNX Runtime's own values: nothing is copied between calls.
+    Base and pruned are called in turn, the order changing from pair to pair, so that drift of the machine hits both.
+    Half of the pairs are measured with base loaded first, half with pruned: the second finds the better pages (see
+    ``benching/measuring.py``). The speed-up is the geometric mean of the medians of :func:`order_free_ratios`, its
+    interval a seeded 95 % bootstrap. Caches stay in ONNX Runtime's own values: nothing is copied between calls.
 
     Raises:
         MissingPartError: onnxruntime is not installed.
