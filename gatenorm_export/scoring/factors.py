@@ -153,7 +153,7 @@ class Bfloat16Factor:
     def transposed_times(self, right: np.ndarray) -> np.ndarray:
         """See :class:`Factor`."""
         if self._group > 1:
-            return (right.T.astype(np.float32, copy=False) @ self._summed).T
+            return np.asarray((right.T.astype(np.float32, copy=False) @ self._summed).T)
         whole, pieces = self._weights[0 : self._rows], bfloat16_pieces(right)
         left = np.ascontiguousarray(np.concatenate(pieces, axis=1).T)
         out = np.empty((len(left), whole.shape[1]), np.float32)
