@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gatenorm_export.architectures import adapter_for
 from gatenorm_export.branch_hooks import hook_branch
 from gatenorm_export.errors import InputError, RefusedError, needs
+from gatenorm_export.gguf_reading import gguf_read_once
 from gatenorm_export.graphs import TOKENIZER_FILES
 from gatenorm_export.kinds import kind_of
 from gatenorm_export.records import ModelSpec
@@ -34,8 +35,17 @@ def load_framework_model(spec: ModelSpec, tower: str = "") -> tuple[Any, Any | N
     """
     loader = kind_of(spec, tower).loader
     with needs("export", "the framework model"):
-        import torch
-        import transformers
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    with gguf_read_once():
+        model = _load_model(spec, loader, tower)
+        return model, load_tokenizer(None, spec)
+
+
+def _load_model(spec: ModelSpec, loader: str, tower: str) -> Any:
+    import torch
+    import transformers
+
     folder, options = _location(spec)
     with silenced():
         try:
@@ -49,7 +59,7 @@ def load_framework_model(spec: ModelSpec, tower: str = "") -> tuple[Any, Any | N
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         # Gemma 2 caps its attention scores; torch's fused attention, the default, leaves the cap out.
         model.set_attn_implementation("eager")
-    return model.eval(), load_tokenizer(None, spec)
+    return model.eval()
 
 
 def _tower_config(folder: str, loader: str, tower: str) -> dict[str, Any]:
@@ -172,7 +182,8 @@ def load_tokenizer(folder: Path | None, spec: ModelSpec | None) -> Any | None:
         return None
     location, options = _location(spec)
     # Whether a GGUF file carries a tokenizer that transformers understands only shows when it is tried.
-    with silenced(), contextlib.suppress(OSError, ValueError, KeyError, TypeError, NotImplementedError):
+    misunderstood = (OSError, ValueError, KeyError, TypeError, NotImplementedError)
+    with silenced(), gguf_read_once(), contextlib.suppress(*misunderstood):
         return AutoTokenizer.from_pretrained(location, local_files_only=True, trust_remote_code=False, **options)
     return None
 
