@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gatenorm_export.errors import MissingPartError, RefusedError
 from gatenorm_export.graphs import manifest_file
+from gatenorm_export.kept_work import forget, kept_beside
 from gatenorm_export.kinds import ModelKind, graph_tower, kind_of, no_engine_of, refuse_calibration
 from gatenorm_export.ledger import Ledger
 from gatenorm_export.planning import DropRequest, chosen_tower, make_plan
@@ -282,8 +283,12 @@ class _Run:
             base, pruned = (self._out / name / self._graph for name in GRAPHS)
             whole, cut = (engine_file(self._out, name) for name in GRAPHS)
             pair = EnginePair(whole, cut, engines[0], engines[1], asked=False) if engines else None
-            report = compare_graphs(base, pruned, request, engines=pair, progress=self._progress)
+            kept = kept_beside(self._out, "compare")
+            if self._request.force:
+                forget(kept)
+            report = compare_graphs(base, pruned, request, engines=pair, kept=kept, progress=self._progress)
             report.save(self._out / COMPARISON)
+            forget(kept)
             return [self._out / COMPARISON]
 
         decides = request.decides()

@@ -109,3 +109,30 @@ def test_another_comparison_finds_nothing_of_an_interrupted_one(
         assert "measured before" not in capfd.readouterr().err
         assert len(stages.done["decoder_quality"]) == before + 1
         assert not (tmp_path / ".proof.json.compare-so-far").exists()
+
+
+def test_an_interrupted_run_goes_on_within_its_comparison(
+    exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec, _, _ = exported("llama-gqa")
+    (tmp_path / "text.txt").write_text(WORDS.content)
+    words = ["run", spec.path, "--drop", 1, "--out", tmp_path / "out", "--flavour", "none"]
+    words += ["--text", tmp_path / "text.txt", "--max-text-tokens", 100]
+    stages = Stages(monkeypatch)
+
+    def go(*options: str) -> int:
+        return main([str(word) for word in (*words, *options)])
+
+    stages.stop = "decoder_latency"
+    assert go() == ExitCode.INTERRUPTED
+    kept = tmp_path / "out" / ".compare-so-far"
+    assert kept.exists()
+    stages.stop = "with_roofline"
+    assert go() == ExitCode.INTERRUPTED
+    assert "faithfulness, quality: measured before; going on" in " ".join(capfd.readouterr().err.split())
+    assert len(stages.done["decoder_quality"]) == 1
+    stages.stop = None
+    # What is to be done anew is measured anew.
+    assert go("--force") == 0
+    assert len(stages.done["decoder_quality"]) == 2
+    assert not kept.exists()
