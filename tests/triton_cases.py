@@ -113,6 +113,8 @@ class GrpcStream:
 
     client: object
     answers: queue.Queue
+    ended: bool = False
+    """Whether :meth:`rest` has seen the end."""
 
     def rest(self) -> tuple[list[int], str, str]:
         """Tokens, text, and how it ended: the finish reason, or an error."""
@@ -121,17 +123,23 @@ class GrpcStream:
         while True:
             answer, error = self.answers.get(timeout=60)
             if error is not None:
+                self.ended = True
                 return tokens, text, f"error: {error}"
             tokens += answer.as_numpy("output_ids").tolist()
             text += answer.as_numpy("text_output")[0].decode()
             reason = answer.as_numpy("finish_reason")[0].decode()
             if reason:
+                self.ended = True
                 return tokens, text, reason
 
 
 @contextlib.contextmanager
 def grpc_stream(address: str, *, model: str = MODEL, types: dict[str, str] = TYPES, **tensors) -> Iterator[GrpcStream]:
-    """Ask over gRPC; each of ``tensors`` is a value or a list of them. Cancelled where the block ends first."""
+    """Ask over gRPC; each of ``tensors`` is a value or a list of them. Cancelled where the block ends first.
+
+    A stream that has its answer is closed without cancelling: Triton may keep a request, and the model with it, that is
+    cancelled while its last response is on the way.
+    """
     import tritonclient.grpc as grpc
 
     inputs = []
@@ -141,12 +149,13 @@ def grpc_stream(address: str, *, model: str = MODEL, types: dict[str, str] = TYP
         inputs[-1].set_data_from_numpy(array)
     client = grpc.InferenceServerClient(address)
     answers: queue.Queue = queue.Queue()
+    stream = GrpcStream(client, answers)
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
     try:
         client.async_stream_infer(model, inputs)
-        yield GrpcStream(client, answers)
+        yield stream
     finally:
-        client.stop_stream(cancel_requests=True)
+        client.stop_stream(cancel_requests=not stream.ended)
         client.close()
 
 

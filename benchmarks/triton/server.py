@@ -46,6 +46,8 @@ class Triton:
         self._scratch = scratch
         scratch.mkdir(parents=True, exist_ok=True)
         http, grpc = free_ports(2)
+        # Two servers on one machine must not share their memory's names.
+        self._shared_memory = f"gatenorm-{http}-"
         self.http, self.grpc = f"127.0.0.1:{http}", f"127.0.0.1:{grpc}"
         folder = environment()
         packages = next((folder / "lib").glob("python3.*/site-packages"))
@@ -59,8 +61,7 @@ class Triton:
             "--grpc-address=127.0.0.1",
             f"--grpc-port={grpc}",
             "--allow-metrics=false",
-            # Two servers on one machine must not share their memory's names.
-            f"--backend-config=python,shm-region-prefix-name=gatenorm-{http}-",
+            f"--backend-config=python,shm-region-prefix-name={self._shared_memory}",
             *options,
         ]
         self._log = (scratch / "server.log").open("wb")
@@ -113,6 +114,9 @@ class Triton:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        if code != 0:
+            for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
+                region.unlink(missing_ok=True)
         self._log.close()
         return code
 

@@ -97,11 +97,23 @@ class _TritonClient:
 
 
 def _served(args: Mapping[str, str]) -> bool:
-    """Whether the server still has the model; one that is being unloaded is unknown to it already."""
+    """Whether the server still takes requests for the model.
+
+    Asked with a request that is never run: the server refuses it where the model is not ready, and else because it is
+    not of the decoupled kind. ``pb_utils.is_model_ready`` cannot be used: a server that shuts down answers it with an
+    error, and the backend may free the error's text before this process has read it, which then crashes.
+    """
+    probe = pb_utils.InferenceRequest(
+        model_name=args["model_name"],
+        model_version=int(args["model_version"]),
+        requested_output_names=[],
+        inputs=[],
+    )
     try:
-        return bool(pb_utils.is_model_ready(model_name=args["model_name"], model_version=args["model_version"]))
-    except pb_utils.TritonModelException:
+        error = probe.exec().error()
+    except pb_utils.TritonModelException:  # the model is being finalized
         return False
+    return error is None or "not ready" not in error.message()
 
 
 def _ask(request: Any) -> Ask:
