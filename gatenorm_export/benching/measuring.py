@@ -140,7 +140,7 @@ class _Run:
                     with self.progress.task(f"load {self.sides[which].path}"):
                         model, record = load(self.backend, self.sides[which], self.points)
                     models.append(model)
-                    records.append(record.noting(_pieces_note(in_pieces)))
+                    records.append(record.noting(_pieces_note(in_pieces, needed)))
             shown = tuple(records)
             self.kept.put_loaded(what, number, shown)
             spent = sum(float(kept.array.sum()) for kept in timed.values())
@@ -197,13 +197,11 @@ def loading_groups(backend: Backend, order: Order) -> list[tuple[int, ...]]:
     return [(0, 1), (1, 0)] * (backend.loadings // 2) if order == "pairs" else [(0,), (1,)]
 
 
-def _pieces_note(in_pieces: int) -> str:
-    if in_pieces < 256 << 20:
+def _pieces_note(in_pieces: int, needed: int) -> str:
+    """What to say where pieces enough for all that is loaded were left."""
+    if in_pieces <= needed:
         return ""
-    return (
-        "free memory lay in pieces as models were loaded, and could not all be kept aside; loadings differ the more, "
-        "which is in the intervals"
-    )
+    return "free memory lay in pieces that could not be kept aside; loadings differ the more, which is in the intervals"
 
 
 def _side(side: Side, loaded: Sequence[Loaded]) -> BenchSide:
