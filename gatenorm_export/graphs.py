@@ -152,16 +152,6 @@ def load_graph(graph: Path) -> ir.Model:
     return model
 
 
-def graph_bytes(path: Path) -> int:
-    """Bytes of a graph's file and of its data files; one that is shared with other graphs counts whole.
-
-    Raises:
-        InputError: see :func:`load_graph`.
-    """
-    data = {Path(tensor.path).resolve() for tensor, _ in external_tensors(load_graph(path))}
-    return path.stat().st_size + sum(file.stat().st_size for file in data)
-
-
 def external_tensors(model: ir.Model) -> Iterator[tuple[ir.ExternalTensor, Callable[[ir.TensorProtocol], None]]]:
     """Every tensor that lies outside the graph's file, each with a function that puts another in its place.
 

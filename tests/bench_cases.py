@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,9 +77,6 @@ class FakeMemory:
 
     def available(self) -> int | None:
         return self.free
-
-    def for_loading(self, needed: int) -> contextlib.AbstractContextManager[int]:
-        return contextlib.nullcontext(0)
 
     def begin(self) -> None:
         pass

@@ -2,8 +2,8 @@
 
 Which of two models is loaded first moves their ratio: of two sessions of one file the first was 1 to 5 % slower where
 free memory lay in pieces. Linux hands out the smallest pieces first, so the first model's pages lie scattered and the
-second's in longer runs. (In pages of 2 MB the two were equal.) So the pieces are kept aside while models are loaded,
-and for what that leaves both are loaded as often in one order as in the other; the ratios of all loadings are averaged.
+second's in longer runs. (In pages of 2 MB the two were equal.) So both are loaded as often in one order as in the
+other, and the ratios of all loadings are averaged.
 """
 
 from __future__ import annotations
@@ -134,13 +134,11 @@ class _Run:
         models: list[BenchModel] = []
         try:
             records = []
-            needed = need_of([self.sides[which] for which in group], self.backend, self.points)
-            with self.backend.memory.for_loading(needed) as in_pieces:
-                for which in group:
-                    with self.progress.task(f"load {self.sides[which].path}"):
-                        model, record = load(self.backend, self.sides[which], self.points)
-                    models.append(model)
-                    records.append(record.noting(_pieces_note(in_pieces, needed)))
+            for which in group:
+                with self.progress.task(f"load {self.sides[which].path}"):
+                    model, record = load(self.backend, self.sides[which], self.points)
+                models.append(model)
+                records.append(record)
             shown = tuple(records)
             self.kept.put_loaded(what, number, shown)
             spent = sum(float(kept.array.sum()) for kept in timed.values())
@@ -173,35 +171,23 @@ class _Run:
 def decide_order(
     backend: Backend, sides: Sequence[Side], points: Sequence[Point], asked: Literal["auto", "alternate", "sequential"]
 ) -> tuple[Order, str]:
-    """Whether memory holds both sides at once, by :func:`need_of`; and the reason."""
+    """Whether memory holds both sides at once, by the sizes of their files and of the largest cache; and the reason.
+
+    Caches count three times: that of the prefill, that of a step and that of the next one.
+    """
     if asked != "auto":
         return ("pairs", "") if asked == "alternate" else ("apart", "asked for")
-    need = need_of(sides, backend, points)
+    tokens = max(point.batch * (point.sequence + STEPS) for point in points)
+    need = sum(backend.weight_copies * side.file_bytes + 3 * side.kv_bytes_per_token * tokens for side in sides)
     free = backend.memory.available()
     if free is None or need <= free:
         return "pairs", ""
     return "apart", f"both together may take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
 
 
-def need_of(sides: Sequence[Side], backend: Backend, points: Sequence[Point]) -> int:
-    """Bytes that the sides take together, by the sizes of their files and of the largest cache.
-
-    Caches count three times: that of the prefill, that of a step and that of the next one.
-    """
-    tokens = max(point.batch * (point.sequence + STEPS) for point in points)
-    return sum(int(backend.weight_copies * side.file_bytes) + 3 * side.kv_bytes_per_token * tokens for side in sides)
-
-
 def loading_groups(backend: Backend, order: Order) -> list[tuple[int, ...]]:
     """For each loading the sides that are loaded, in their order."""
     return [(0, 1), (1, 0)] * (backend.loadings // 2) if order == "pairs" else [(0,), (1,)]
-
-
-def _pieces_note(in_pieces: int, needed: int) -> str:
-    """What to say where pieces enough for all that is loaded were left."""
-    if in_pieces <= needed:
-        return ""
-    return "free memory lay in pieces that could not be kept aside; loadings differ the more, which is in the intervals"
 
 
 def _side(side: Side, loaded: Sequence[Loaded]) -> BenchSide:

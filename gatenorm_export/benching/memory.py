@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from contextlib import AbstractContextManager
+import ctypes
+import gc
 from pathlib import Path
 from typing import Any
 
 from gatenorm_export.memory import PROCESS, free_memory, kernel_bytes
-from gatenorm_export.memory_pieces import give_back, pieces_kept_aside
 
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -23,16 +23,14 @@ class ProcessMemory:
         """What can be taken without swapping."""
         return free_memory()
 
-    def for_loading(self, needed: int) -> AbstractContextManager[int]:
-        """See :func:`pieces_kept_aside`."""
-        return pieces_kept_aside(needed)
-
     def begin(self) -> None:
         """Set the kernel's high-water mark back to what is resident now.
 
         Memory that was freed and is still held by the C library goes back first: taken again, it would not show.
         """
-        give_back()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):
             _CLEAR.write_text("5")
         self._before = kernel_bytes(PROCESS, "VmRSS:")
@@ -53,10 +51,6 @@ class DeviceMemory:
     def available(self) -> int | None:
         """Free bytes on the GPU."""
         return int(self._cuda.mem_get_info()[0])
-
-    def for_loading(self, needed: int) -> AbstractContextManager[int]:
-        """A GPU's memory comes in pages of 2 MB: no piece is too small."""
-        return contextlib.nullcontext(0)
 
     def begin(self) -> None:
         """Remember what is free."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -81,12 +80,6 @@ class Memory(Protocol):
 
     def available(self) -> int | None:
         """Bytes that can still be taken; None where the machine does not tell."""
-
-    def for_loading(self, needed: int) -> AbstractContextManager[int]:
-        """Make memory ready for models that take ``needed`` bytes, so that each gets pages as good as the other's.
-
-        Yields how many free bytes it could not make so.
-        """
 
     def begin(self) -> None:
         """Start counting from what is in use now."""

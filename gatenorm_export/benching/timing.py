@@ -36,10 +36,6 @@ class Loaded(Part):
     kv_bytes_per_token: float | None
     notes: tuple[str, ...]
 
-    def noting(self, note: str) -> Loaded:
-        """The same with one more note, where it is not empty."""
-        return self.model_copy(update={"notes": (*self.notes, note)}) if note else self
-
 
 def load(backend: Backend, side: Side, points: Sequence[Point]) -> tuple[BenchModel, Loaded]:
     """Load one side and run it once at its largest point, where its memory and its cache are counted.

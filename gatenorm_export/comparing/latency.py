@@ -20,8 +20,6 @@ import numpy as np
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
 from gatenorm_export.errors import needs
 from gatenorm_export.framework import table_of_positions
-from gatenorm_export.graphs import graph_bytes
-from gatenorm_export.memory_pieces import pieces_kept_aside
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Latency, LatencyRow, ModelSpec
 
@@ -96,9 +94,7 @@ def measure_points(
     seconds: dict[Point, list[np.ndarray]] = {point: [] for point in points}
     with progress.task("measure latency", total=2 * len(points)) as bar:
         for loading in ((0, 1), (1, 0)):
-            # A session reads the file, and keeps repacked copies of the matrices.
-            with pieces_kept_aside(2 * sum(map(graph_bytes, graphs))):
-                opened = {which: open_side(graphs[which]) for which in loading}
+            opened = {which: open_side(graphs[which]) for which in loading}
             for point in points:
                 calls = [opened[which](point) for which in (0, 1)]
                 seconds[point].append(_alternate(calls, REPEATS[point.phase] if decodes else _repeats(calls)))
