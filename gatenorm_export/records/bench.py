@@ -206,8 +206,8 @@ class BenchReport(Record):
     """Base and pruned model timed on one device, and the ratio of the two.
 
     ``alternating`` says that the two took turns call by call; otherwise ``order_reason`` says why not. ``loadings`` is
-    how often both were loaded, base first and pruned first by turns; at a single one, the order has moved the ratios. ``plan_sha256``
-    is that of the plan's file, where the pruned model's manifest names one.
+    how often both were loaded, base first and pruned first by turns; at a single one, the order has moved the ratios.
+    ``plan_sha256`` is that of the plan's file, where the pruned model's manifest names one.
     """
 
     kind: Literal["bench"] = "bench"
