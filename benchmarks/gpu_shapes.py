@@ -41,7 +41,7 @@ SHAPES: dict[str, Shape] = {
     "llama-13b": Shape(
         "llama-13b", Dimensions(positions=8192), (0, 1, 4, 8, 12, 16), (512, 1024, 2048, 4096), minutes=9.0
     ),
-    "smollm2": Shape("smollm2", None, (0, 1, 4, 8, 12, 16), (128, 512), minutes=6.0),
+    "smollm2": Shape("smollm2", None, (0, 1, 4, 8, 12, 16), (128, 512), minutes=10.0),
     "tiny": Shape(
         "tiny",
         Dimensions(n_layers=5, d_model=64, n_heads=4, d_ffn=128, vocabulary=256, positions=256),
