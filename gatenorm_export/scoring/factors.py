@@ -6,7 +6,6 @@ takes a few rows at a time, and bfloat16 weights are multiplied as they are stor
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import Protocol
@@ -60,6 +59,9 @@ class Float32Factor:
     def __init__(self, weights: Matrix, rows: int, head_dim: int) -> None:
         self._weights, self._rows, self._head_dim = weights, rows, head_dim
         self._width = weights.shape[1]
+        # Nothing is to be summed or converted: one product instead of many of a few rows.
+        ready = isinstance(weights, np.ndarray) and weights.dtype == np.float32 and len(weights) == rows
+        self._ready = weights if ready else None
 
     def project(self, signs: BlockSigns) -> np.ndarray:
         """See :class:`Factor`."""
@@ -70,14 +72,20 @@ class Float32Factor:
 
     def times(self, right: np.ndarray) -> np.ndarray:
         """See :class:`Factor`."""
-        out, right = np.empty((self._rows, right.shape[1]), np.float32), right.astype(np.float32, copy=False)
+        right = right.astype(np.float32, copy=False)
+        if self._ready is not None:
+            return np.asarray(self._ready @ right)
+        out = np.empty((self._rows, right.shape[1]), np.float32)
         for part, block in self._blocks():
             np.matmul(block, right, out=out[part])
         return out
 
     def transposed_times(self, right: np.ndarray) -> np.ndarray:
         """See :class:`Factor`."""
-        out, right = np.zeros((right.shape[1], self._width), np.float32), right.astype(np.float32, copy=False)
+        right = right.astype(np.float32, copy=False)
+        if self._ready is not None:
+            return np.asarray((right.T @ self._ready).T)
+        out = np.zeros((right.shape[1], self._width), np.float32)
         for part, block in self._blocks():
             out += right[part].T @ block
         return out.T
@@ -112,7 +120,7 @@ class Float32Factor:
 
 class Bfloat16Factor:
     """By the CPU's bfloat16 units, as stored. A projection is linear, so heads are summed behind it; other products of
-    grouped heads take their sums in float32.
+    grouped heads take their sums in float32, which whoever needs several makes once.
 
     What is multiplied by is taken as the sum of up to three bfloat16 matrices, which a float32 one is exactly.
     """
@@ -144,7 +152,7 @@ class Bfloat16Factor:
     def times(self, right: np.ndarray) -> np.ndarray:
         """See :class:`Factor`."""
         if self._group > 1:
-            return np.asarray(self._summed @ right.astype(np.float32, copy=False))
+            return self._summed().times(right)
         pieces = bfloat16_pieces(right)
         out = np.empty((self._rows, len(pieces) * right.shape[1]), np.float32)
         self._products.multiply(self._weights[0 : self._rows], np.concatenate(pieces, axis=1), out)
@@ -153,17 +161,16 @@ class Bfloat16Factor:
     def transposed_times(self, right: np.ndarray) -> np.ndarray:
         """See :class:`Factor`."""
         if self._group > 1:
-            return np.asarray((right.T.astype(np.float32, copy=False) @ self._summed).T)
+            return self._summed().transposed_times(right)
         whole, pieces = self._weights[0 : self._rows], bfloat16_pieces(right)
         left = np.ascontiguousarray(np.concatenate(pieces, axis=1).T)
         out = np.empty((len(left), whole.shape[1]), np.float32)
         self._products.multiply(left, whole, out)
         return np.asarray(out.reshape(len(pieces), -1, whole.shape[1]).sum(axis=0)).T
 
-    @functools.cached_property
-    def _summed(self) -> np.ndarray:
-        """The sums of the groups in float32: for several products, one pass over all heads is cheaper than as many."""
-        return group_sum(self._weights[0 : len(self._weights)], self._rows, self._head_dim, np.float32)
+    def _summed(self) -> Float32Factor:
+        whole = self._weights[0 : len(self._weights)]
+        return Float32Factor(group_sum(whole, self._rows, self._head_dim, np.float32), self._rows, self._head_dim)
 
     @property
     def _rows_at_a_time(self) -> int:

@@ -15,6 +15,7 @@ from gatenorm_export.scoring.gate_norm import (
     check_shapes,
     exact_flops,
     exact_score,
+    group_sum,
     in_float32_range,
     is_large,
 )
@@ -118,32 +119,44 @@ class Looker:
         if self.steps[start].columns and not self.steps[start].rank:
             with reading:
                 rows = one.rows()
-            guess = self._sketched(one.layer, rows, start) if rows is not None else None
+            guess = None
+            if rows is not None:
+                check_shapes(*rows, self.head_dim)
+                guess = self._sketched(one.layer, rows, start) if self._takes(*rows, start, None) else None
             for part in rows or ():
                 part.release()
             if guess is not None:
                 return guess
         with reading:
-            weights = one.load()
+            query, key = one.load()
+        check_shapes(query, key, self.head_dim)
         while not self.steps[start].exact:
-            guess = self._sketched(one.layer, weights, start, sketch)
-            if guess is not None:
-                return guess
+            if self._takes(query, key, start, sketch):
+                if self.steps[start].rank and len(query) > len(key):
+                    # Several products follow: one pass over all heads serves them, and their memory is free for others.
+                    query = group_sum(query, len(key), self.head_dim, np.float32)
+                guess = self._sketched(one.layer, (query, key), start, sketch)
+                if guess is not None:
+                    return guess
+                with reading:
+                    query, key = one.load()
             start += 1
-        return self._exact(one.layer, weights, start)
+        return self._exact(one.layer, (query, key), start)
+
+    def _takes(self, query: Matrix, key: Matrix, number: int, before: Sketch | None) -> bool:
+        """Whether a sketch step is worth its time: not where the layer is small for it, or no sketch is there to make
+        sharper."""
+        step, (rows, width) = self.steps[number], key.shape
+        if not is_large(query, key) or step.flops(rows, width) * 2 > exact_flops(rows, width):
+            return False
+        return step.columns > 0 or before is not None
 
     def _sketched(
         self, layer: int, weights: tuple[Matrix, Matrix], number: int, before: Sketch | None = None
     ) -> Found | None:
-        """Take a sketch step, or None where the layer is small for it, there is no sketch to make sharper, or figures
-        leave the range of float32."""
+        """Take a sketch step; None where figures leave the range of float32."""
         query, key = weights
-        check_shapes(query, key, self.head_dim)
         step, (rows, width) = self.steps[number], key.shape
-        if not is_large(query, key) or step.flops(rows, width) * 2 > exact_flops(rows, width):
-            return None
-        if not step.columns and before is None:
-            return None
         factors = Layer.of(query, key, self.head_dim)
         if step.columns:
             columns = step.columns_for(len(query), rows, width, fast=bool(factors.b.arithmetic))
