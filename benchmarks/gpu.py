@@ -76,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
         models = ShapeModels(shape, args.work or Path(temporary), OnStderr())
         cells = measure(models, args.device, backends, args.drop or shape.drops, request, args.out, OnStderr())
     sys.stdout.write(markdown(cells))
+    if all(cell.report is None for cell in cells):
+        sys.stderr.write("nothing could be measured; no results were written\n")
+        return 1
     if args.markdown:
         return 0
     missed = False
@@ -123,6 +126,9 @@ def measure(
 
 def save(cells: Sequence[Cell], shape: Shape, device: str, command: str, out: Path) -> None:
     """Raw results as JSON, and a picture of each backend that has any."""
+    if all(cell.report is None for cell in cells):
+        # Earlier results would be lost for nothing.
+        return
     stem = f"bench-{shape.name}-{device}"
     result: dict[str, Any] = {
         "schema": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,13 @@ def test_the_command_fails_with_12_and_still_writes_its_results(exported, tmp_pa
     printed = json.loads(capsys.readouterr().out)
     assert printed["gate"]["passed"] is False
     assert BenchReport.load(tmp_path / "r.json").rows
+    # A gate that failed would pass the second time, against its own results.
+    for out in ("fast.json", "folder"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "fast.json", tmp_path / "folder" / "bench.json")
+        held = [*call, "--baseline", str(tmp_path / out), "-o", str(tmp_path / out)]
+        assert main(held) == ExitCode.BAD_INPUT
+        assert "would overwrite the baseline" in capsys.readouterr().err
     assert main([*call, "--baseline", str(tmp_path / "slow.json"), "--json"]) == 0
     other = report.model_copy(update={"device": report.device.model_copy(update={"device": "a toaster"})})
     other.save(tmp_path / "other.json")

@@ -158,7 +158,7 @@ def _places(args: argparse.Namespace) -> dict[str, BenchPlace]:
     several = len(args.pruned) > 1
     found = names_of(args.pruned) if several else {args.pruned[0].name: args.pruned[0]}
     out = batch_folder(args.out, verb="bench") if several else args.out
-    return {
+    places = {
         name: BenchPlace(
             pruned=path,
             backend=args.backend or backend_for(args.base, path),
@@ -167,6 +167,9 @@ def _places(args: argparse.Namespace) -> dict[str, BenchPlace]:
         )
         for name, path in found.items()
     }
+    for place in places.values():
+        place.spare_baseline()
+    return places
 
 
 def _gate(args: argparse.Namespace, baseline: Path | None) -> Gate | None:

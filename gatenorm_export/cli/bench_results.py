@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from gatenorm_export.artifacts import write_text
+from gatenorm_export.errors import InputError
 from gatenorm_export.kept_work import kept_beside
 from gatenorm_export.records.bench import BenchReport, GateReport
 
@@ -45,6 +46,21 @@ class BenchPlace:
     backend: str
     out: Path | None
     gate: Gate | None
+
+    def spare_baseline(self) -> None:
+        """Check that the results do not take the baseline's place: after a failure the same gate would pass.
+
+        Raises:
+            InputError: they would.
+        """
+        if self.out is None or self.gate is None:
+            return
+        results = self.out if self.out.suffix == ".json" else self.out / BENCH_NAME
+        baseline = Path(self.gate.name)
+        if results.resolve() in {baseline.resolve(), (baseline / BENCH_NAME).resolve()}:
+            raise InputError(
+                f"-o {self.out}: would overwrite the baseline that it is held against; name another"
+            )
 
     def save(self, report: BenchReport) -> tuple[Path, ...]:
         """Write the results; the files.
