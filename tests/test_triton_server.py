@@ -168,8 +168,10 @@ def test_nothing_is_kept_of_requests_that_ended(server: Triton) -> None:
             list(pool.map(lambda _: ask(server.http, "generate", LONG | {"max_tokens": 400}), range(4)))
         for _ in range(4):
             ask(server.http, "generate", {"max_tokens": 1})
-            with grpc_stream(server.grpc, stream=True, **LONG) as stream:
-                stream.answers.get(timeout=60)
+            # Not over gRPC: one of many hundred streams that are cancelled there crashes Triton 2.51 itself.
+            connection = open_stream(server.http, LONG)
+            assert connection.recv(4096)
+            connection.close()
 
     round_of_requests()
     round_of_requests()
