@@ -35,7 +35,12 @@ def report_material(folder: Path) -> ReportMaterial:
     pruned = inside(folder, f"pruned/{manifest_file(Path(Path(comparison.pruned).name)).name}")
     records = [inside(folder, f"engines/{name}.engine.json") for name in GRAPHS]
     built = "build" in manifest.stages
-    scores = LayerScores.load(folder / SCORES).narrowed(plan.tower)
+    whole = LayerScores.load(folder / SCORES)
+    if plan.tower not in whole.trends or plan.tower not in whole.towers:
+        raise InputError(
+            f"{folder / PLAN}: is for the tower {plan.tower!r}, which {SCORES} has no scores of; plan again"
+        )
+    scores = whole.narrowed(plan.tower)
     engines = tuple(EngineArtifact.load(path) for path in records) if built else ()
     repair = PrunedGraph.load(pruned).repair
     try:

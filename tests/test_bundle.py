@@ -148,6 +148,8 @@ def test_what_is_no_bundle_is_not_replaced(pruned: Path, tmp_path: Path) -> None
     refused(tmp_path / "link", "is a link or a file in the way")
     (tmp_path / "b" / "notes.txt").write_text("of a user")
     refused(tmp_path / "b", "notes.txt was added to the bundle there, and would be lost")
+    refused(tmp_path / "b" / "inner", "lies in the bundle .*, which it would touch")
+    refused(tmp_path / "b" / "records" / "inner", "lies in the bundle .*, which it would touch")
     shutil.copytree(pruned, tmp_path / "run" / "pruned")
     refused(tmp_path / "run", "holds what is to be bundled", tmp_path / "run" / "pruned")
     refused(tmp_path / "run" / "pruned", "holds what is to be bundled", tmp_path / "run" / "pruned")

@@ -54,7 +54,7 @@ def test_faithfulness_is_proved_anew_where_the_model_is_at_hand(bundled: Path, t
     assert (found.check, found.passed) == ("faithfulness", True)
     row("llama-gqa").save(tmp_path / "other", seed=1)
     found = verify_bundle(VerifyRequest(bundled / "bundle", model=str(tmp_path / "other"))).checks[-1]
-    assert found.passed is None
+    assert found.passed is False
     assert "is not the checkpoint" in found.finding
 
 

@@ -102,6 +102,11 @@ def swap_caches(content: dict[str, Any]) -> None:
         (lambda content: content["decoding"]["caches"][0].update(shape=["b", "p", 13]), "cache tensors are not"),
         (lambda content: content.update(dropped=[0]), "kept layers are not"),
         (lambda content: content["graph"]["outputs"][0].update(dtype="float16"), "outputs are not"),
+        (lambda content: content["decoding"].update(vocab_size=10**12), "vocabulary of 1,000,000,000,000 is not"),
+        (
+            lambda content: content["decoding"].update(max_positions=10**15),
+            "longest context is not that of the configs",
+        ),
     ],
 )
 def test_a_forged_manifest_is_held_against_the_graph(

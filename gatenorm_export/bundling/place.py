@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gatenorm_export.bundling.opening import read_manifest, touched_files
 from gatenorm_export.errors import InputError, OutputError
+from gatenorm_export.graphs import MANIFEST_NAME
 
 
 def check_place(folder: Path, source: Path) -> None:
@@ -16,6 +17,9 @@ def check_place(folder: Path, source: Path) -> None:
     """
     if source.resolve().is_relative_to(folder.resolve()):
         raise OutputError(f"{folder}: holds what is to be bundled; choose another output")
+    around = next((parent for parent in folder.resolve().parents if _is_bundle(parent)), None)
+    if around is not None:
+        raise OutputError(f"{folder}: lies in the bundle {around}, which it would touch; choose another output")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder}: is a link or a file in the way of the bundle; choose another output")
     if not folder.exists() or not any(folder.iterdir()):
@@ -29,3 +33,14 @@ def check_place(folder: Path, source: Path) -> None:
     foreign = [finding for finding in touched_files(folder, manifest, digest=False) if finding.endswith("was added")]
     if foreign:
         raise OutputError(f"{folder}: {foreign[0]} to the bundle there, and would be lost; move it away first")
+
+
+def _is_bundle(folder: Path) -> bool:
+    if not (folder / MANIFEST_NAME).is_file():
+        return False
+    try:
+        read_manifest(folder)
+    except InputError:
+        # Another manifest: a run's, or a graph's.
+        return False
+    return True

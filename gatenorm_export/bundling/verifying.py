@@ -16,7 +16,7 @@ from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.errors import GateNormError, InputError, MissingPartError, RefusedError
 from gatenorm_export.genai_config import GENAI_CONFIG
 from gatenorm_export.graphs import graph_manifest
-from gatenorm_export.model_configs import read_configs
+from gatenorm_export.model_configs import ModelConfigs, read_configs
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     BundleCheck,
@@ -90,6 +90,8 @@ def _graph(bundle: Bundle, progress: Progress) -> Iterator[BundleCheck]:
         return
     with progress.task("read the graph"):
         finding = _contradiction(manifest, read_interface(path, manifest.graph.file))
+        configs = read_configs({file.name: bundle.path(file.name) for file in manifest.files if file.role == "config"})
+        finding = finding or _decoding_contradiction(manifest, configs)
     if finding is not None:
         yield BundleCheck(check="signature", passed=False, finding=finding)
         return
@@ -106,7 +108,6 @@ def _graph(bundle: Bundle, progress: Progress) -> Iterator[BundleCheck]:
         yield BundleCheck(check="load", passed=False, finding=str(error))
         return
     yield BundleCheck(check="load", passed=True, finding="ONNX Runtime loads the graph, and it is the manifest's")
-    configs = read_configs({file.name: bundle.path(file.name) for file in manifest.files if file.role == "config"})
     question = Question(manifest.task, path, session, manifest.graph, manifest.decoding, configs, manifest.probe)
     with progress.task("probe the graph"):
         yield _probed(question)
@@ -127,6 +128,23 @@ def _contradiction(manifest: BundleManifest, found: GraphInterface) -> str | Non
     ):
         if here != there:
             return f"the manifest's {what} are not the graph's"
+    return None
+
+
+def _decoding_contradiction(manifest: BundleManifest, configs: ModelConfigs) -> str | None:
+    """Where the manifest says something else of lengths and tokens than graph and configs, which it was made from."""
+    decoding, graph = manifest.decoding, manifest.graph
+    if decoding is None or graph is None:
+        return None
+    logits = next((spec for spec in graph.outputs if spec.name == decoding.logits_output), None)
+    if logits is None:
+        return f"the manifest's logits, {decoding.logits_output}, are no output of the graph"
+    last = logits.shape[-1] if logits.shape else None
+    vocabulary = last if isinstance(last, int) else configs.vocab_size
+    if vocabulary is not None and vocabulary != decoding.vocab_size:
+        return f"the manifest's vocabulary of {decoding.vocab_size:,} is not the graph's, {vocabulary:,}"
+    if configs.max_positions != decoding.max_positions:
+        return "the manifest's longest context is not that of the configs"
     return None
 
 
@@ -167,7 +185,7 @@ def _faithfulness(bundle: Bundle, name: str, progress: Progress) -> BundleCheck:
     spec = resolve_model(name, progress=progress)
     if bundle.manifest.model is None or bundle.manifest.model.digest != spec.digest:
         finding = f"{name} is not the checkpoint that the bundle was made from"
-        return BundleCheck(check="faithfulness", passed=None, finding=finding)
+        return BundleCheck(check="faithfulness", passed=False, finding=finding)
     passed, finding = _proved(bundle, spec, progress)
     return BundleCheck(check="faithfulness", passed=passed, finding=finding)
 

@@ -58,9 +58,7 @@ class BenchPlace:
         results = self.out if self.out.suffix == ".json" else self.out / BENCH_NAME
         baseline = Path(self.gate.name)
         if results.resolve() in {baseline.resolve(), (baseline / BENCH_NAME).resolve()}:
-            raise InputError(
-                f"-o {self.out}: would overwrite the baseline that it is held against; name another"
-            )
+            raise InputError(f"-o {self.out}: would overwrite the baseline that it is held against; name another")
 
     def save(self, report: BenchReport) -> tuple[Path, ...]:
         """Write the results; the files.

@@ -51,13 +51,13 @@ def cmake_part() -> PartFinding:
 
 def json_part() -> PartFinding:
     """nlohmann-json, a header."""
-    header = _header("nlohmann/json.hpp")
+    header = _header("nlohmann/json.hpp") or _packaged_header("nlohmann-json", "json.hpp")
     return PartFinding(
         name="nlohmann-json",
         kind="headers",
         state="ready" if header else "missing",
         detail=str(header or "nlohmann/json.hpp is not found"),
-        remedy=None if header else "apt-get install nlohmann-json3-dev",
+        remedy=None if header else 'pip install "gatenorm[cpp]", or apt-get install nlohmann-json3-dev',
     )
 
 
@@ -94,6 +94,15 @@ def _header(name: str, variable: str | None = None, *, in_system: bool = True) -
     if in_system:
         places += [Path(place) for place in (*_SYSTEM, "/usr/include/onnxruntime", "/usr/local/include/onnxruntime")]
     return next((place / name for place in places if (place / name).is_file()), None)
+
+
+def _packaged_header(package: str, name: str) -> Path | None:
+    """A header that a Python package brings."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files(package) or ():
+            if file.name == name and (path := Path(str(file.locate()))).is_file():
+                return path
+    return None
 
 
 def _version(program: str) -> str | None:
