@@ -14,7 +14,7 @@ from gatenorm_export.benching import gate_tables, hold_to_baseline, parse_regres
 from gatenorm_export.cli.main import main
 from gatenorm_export.errors import ExitCode, InputError, RefusedError
 from gatenorm_export.pruning import prune_graph
-from gatenorm_export.records.bench import BenchReport, GateReport
+from gatenorm_export.records.bench import BenchReport, Clocks, GateReport
 
 
 def held(now: BenchReport, then: BenchReport, limit: float = 0.03, *, across: bool = False) -> GateReport:
@@ -217,6 +217,23 @@ def test_the_command_fails_with_12_and_still_writes_its_results(exported, tmp_pa
         assert main(held) == ExitCode.BAD_INPUT
         assert "would overwrite the baseline" in capsys.readouterr().err
     assert main([*call, "--baseline", str(tmp_path / "slow.json"), "--json"]) == 0
+    # What has nothing to be held against is told before it is measured.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gatenorm_export.benching.run_bench", lambda *_, **__: pytest.fail("was measured"))
+        capsys.readouterr()
+        held = [
+            "bench",
+            *call[1:3],
+            "--sequence",
+            "9",
+            "--repeats",
+            "8",
+            "-q",
+            "--baseline",
+            str(tmp_path / "now.json"),
+        ]
+        assert main(held) == ExitCode.REFUSED
+        assert "has no row in common" in capsys.readouterr().err
     other = report.model_copy(update={"device": report.device.model_copy(update={"device": "a toaster"})})
     other.save(tmp_path / "other.json")
     capsys.readouterr()
@@ -224,3 +241,16 @@ def test_the_command_fails_with_12_and_still_writes_its_results(exported, tmp_pa
     assert "a toaster" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()
     assert main([*call, "--baseline", str(tmp_path / "fast.json"), "--max-regression", "3"]) == ExitCode.BAD_INPUT
+
+
+def test_milliseconds_of_a_busy_machine_are_not_judged() -> None:
+    quiet = bench_report([bench_row()])
+    assert quiet.device.driver is None
+    slower = [row.model_copy(update={"pruned": timing(2 * row.pruned.p50_ms)}) for row in quiet.rows]
+    now = quiet.model_copy(update={"rows": tuple(slower)})
+    assert not held(now, quiet).passed
+    for loaded in (now, quiet):
+        busy = loaded.model_copy(update={"clocks_before": Clocks(load_1min=float(loaded.device.threads))})
+        found = held(busy, quiet) if loaded is now else held(now, busy)
+        assert found.passed
+        assert any("was not idle" in note for note in found.notes)

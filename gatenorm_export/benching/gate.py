@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+from gatenorm_export.benching.clocks import busy
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.records.bench import BenchDevice, BenchReport, BenchRow, GateReport, MovedRow
+
+RowKey = tuple[str, int, int]
+"""Phase, batch and sequence."""
 
 _SAME = {
     "backend": "backend",
@@ -75,6 +80,21 @@ def check_comparable(baseline: BenchReport, device: BenchDevice, name: str, *, a
     return found
 
 
+def check_rows(baseline: BenchReport, n_layers: int, keys: Collection[RowKey], name: str) -> None:
+    """Check that a model of so many layers, measured at ``keys``, has anything to be held against.
+
+    Raises:
+        RefusedError: the models have different numbers of layers, or no row is in both.
+    """
+    if n_layers != baseline.n_layers:
+        raise RefusedError(
+            f"{name}: is of a model with {baseline.n_layers} attention layers, this one has {n_layers}; name its own "
+            "baseline"
+        )
+    if not any(row.key in keys for row in baseline.rows):
+        raise RefusedError(f"{name}: has no row in common with what was measured; use the same --batch and --sequence")
+
+
 def hold_to_baseline(
     report: BenchReport, baseline: BenchReport, name: str, limit: float, *, across_devices: bool
 ) -> GateReport:
@@ -82,25 +102,27 @@ def hold_to_baseline(
 
     A row fails by a measure when its median lost more than ``limit`` and the interval of the loss lies above zero, so
     that noise alone does not fail a pipeline. Measures are the ratio (pruned over base time, both against their
-    baselines) and, on the same device, the pruned model's median. A row of the baseline that was not measured fails
-    too: a gate that it could slip through would be none.
+    baselines) and, on the same device, where the machine was idle both times, the pruned model's median. A row of the
+    baseline that was not measured fails too: a gate that it could slip through would be none.
 
     Raises:
-        RefusedError: see :func:`check_comparable`; or the models have different numbers of layers.
+        RefusedError: see :func:`check_comparable` and :func:`check_rows`.
     """
-    if report.n_layers != baseline.n_layers:
-        raise RefusedError(
-            f"{name}: is of a model with {baseline.n_layers} attention layers, this one has {report.n_layers}; name "
-            "its own baseline"
-        )
+    check_rows(baseline, report.n_layers, {row.key for row in report.rows}, name)
     differs = check_comparable(baseline, report.device, name, across_devices=across_devices)
     then, now = ({row.key: row for row in found.rows} for found in (baseline, report))
-    rows = tuple(_moved(then[key], row, limit, ratio_only=bool(differs)) for key, row in now.items() if key in then)
-    if not rows:
-        raise RefusedError(f"{name}: has no row in common with what was measured; use the same --batch and --sequence")
+    # A GPU's own clock does not see what else the processor does.
+    on_cpu = report.device.driver is None
+    loaded = on_cpu and any(busy(found.clocks_before, found.device.threads) for found in (baseline, report))
+    alone = bool(differs) or loaded
+    rows = tuple(_moved(then[key], row, limit, ratio_only=alone) for key, row in now.items() if key in then)
     missing = tuple(row.name for key, row in then.items() if key not in now)
     slower = [row for row in rows if row.slower]
     notes = [f"measured across devices, by ratios alone: {'; '.join(differs)}"] if differs else []
+    if loaded:
+        notes.append(
+            "the machine was not idle then or now, so milliseconds are not held against each other; ratios are"
+        )
     if baseline.loadings != report.loadings:
         notes.append(
             f"loadings: {baseline.loadings} of the baseline, {report.loadings} now; at a single one the ratio depends "

@@ -194,7 +194,7 @@ def _beside(out: Path | None) -> Path:
 
 def _measure(args: argparse.Namespace, request: BenchRequest, place: BenchPlace, progress: Progress) -> BenchReport:
     """Measure here, in this process."""
-    from gatenorm_export.benching import check_comparable, open_backend_for, run_bench
+    from gatenorm_export.benching import bench_points, check_comparable, check_rows, open_backend_for, run_bench
 
     backend = open_backend_for(place.backend, args.base, place.pruned, **_options(args, place.backend))
     if place.gate is not None:
@@ -203,6 +203,9 @@ def _measure(args: argparse.Namespace, request: BenchRequest, place: BenchPlace,
         check_comparable(gate.baseline, backend.device, gate.name, across_devices=gate.across_devices)
     with progress.task("check the pair"):
         pair = backend.open(args.base, place.pruned)
+    if place.gate is not None:
+        keys = {(point.phase, point.batch, point.sequence) for point in bench_points(backend, pair, request)}
+        check_rows(place.gate.baseline, pair.n_layers, keys, place.gate.name)
     return run_bench(backend, pair, request, kept_at=place.kept, progress=progress)
 
 
