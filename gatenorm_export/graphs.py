@@ -152,6 +152,15 @@ def load_graph(graph: Path) -> ir.Model:
     return model
 
 
+def data_files(graph: Path) -> list[Path]:
+    """Every file that a graph keeps tensors in, itself apart, each once and sorted.
+
+    Raises:
+        InputError: see :func:`load_graph`.
+    """
+    return sorted({Path(tensor.path).resolve() for tensor, _ in external_tensors(load_graph(graph))})
+
+
 def external_tensors(model: ir.Model) -> Iterator[tuple[ir.ExternalTensor, Callable[[ir.TensorProtocol], None]]]:
     """Every tensor that lies outside the graph's file, each with a function that puts another in its place.
 

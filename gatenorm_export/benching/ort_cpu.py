@@ -20,7 +20,7 @@ from gatenorm_export.benching.probing import probe_sizes, product_graph, rates
 from gatenorm_export.benching.protocol import LOADINGS, BenchModel, Memory, Pair, Side
 from gatenorm_export.benching.timers import Timer, WallClock
 from gatenorm_export.errors import InputError, RefusedError, needs
-from gatenorm_export.graphs import external_tensors, graph_file, graph_manifest, load_graph
+from gatenorm_export.graphs import data_files, graph_file, graph_manifest
 from gatenorm_export.kinds import kind_of_graph
 from gatenorm_export.records.bench import BenchDevice, Probe, Work
 
@@ -102,11 +102,10 @@ class OrtCpu:
     def _side(self, graph: Path, *, decodes: bool) -> Side:
         unknown = mixture_of_experts(configs_beside(graph))
         work = unknown or graph_work(graph)
-        data = {Path(tensor.path).resolve() for tensor, _ in external_tensors(load_graph(graph))}
         return Side(
             path=str(graph),
             sha256=sha256_of(graph),
-            file_bytes=graph.stat().st_size + sum(path.stat().st_size for path in data),
+            file_bytes=graph.stat().st_size + sum(path.stat().st_size for path in data_files(graph)),
             load=partial(self._load, graph, decodes),
             cached=decodes,
             work=work if isinstance(work, Work) else None,

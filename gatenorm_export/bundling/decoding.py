@@ -5,7 +5,7 @@ from __future__ import annotations
 from gatenorm_export.bundling.interface import GraphInterface
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
 from gatenorm_export.model_configs import ModelConfigs
-from gatenorm_export.records import Decoding
+from gatenorm_export.records import Decoding, TensorSpec
 
 
 def decoding_of(interface: GraphInterface, configs: ModelConfigs) -> Decoding | str:
@@ -23,8 +23,7 @@ def decoding_of(interface: GraphInterface, configs: ModelConfigs) -> Decoding | 
     logits = next((spec for spec in graph.outputs if spec.name == "logits"), graph.outputs[0])
     if len(logits.shape) != 3:
         return f"its output {logits.name} has {len(logits.shape)} dimensions, logits have 3"
-    last = logits.shape[-1]
-    vocabulary = last if isinstance(last, int) else configs.vocab_size
+    vocabulary = vocabulary_of(logits, configs)
     if vocabulary is None:
         return "neither the graph nor a config tells how many tokens there are"
     return Decoding(
@@ -39,3 +38,9 @@ def decoding_of(interface: GraphInterface, configs: ModelConfigs) -> Decoding | 
         eos_token_ids=configs.eos_token_ids,
         pad_token_id=configs.token("pad_token_id"),
     )
+
+
+def vocabulary_of(logits: TensorSpec, configs: ModelConfigs) -> int | None:
+    """How many tokens there are: the last length of the logits, or what a config says where that is open."""
+    last = logits.shape[-1] if logits.shape else None
+    return last if isinstance(last, int) else configs.vocab_size

@@ -13,7 +13,8 @@ def check_place(folder: Path, source: Path) -> None:
     """Make sure that nothing is lost when ``folder`` is replaced, least of all what the bundle is made from.
 
     Raises:
-        OutputError: it is a file, a link, a folder with something else than a bundle in it, or ``source`` lies in it.
+        OutputError: it is a file, a link, a folder with something else than a bundle in it or lies in a bundle, or
+            ``source`` lies in it.
     """
     if source.resolve().is_relative_to(folder.resolve()):
         raise OutputError(f"{folder}: holds what is to be bundled; choose another output")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gatenorm_export.bundling.asking import Question, ask
+from gatenorm_export.bundling.decoding import vocabulary_of
 from gatenorm_export.bundling.engines import check_entry, run_engine
 from gatenorm_export.bundling.interface import GraphInterface, read_interface
 from gatenorm_export.bundling.opening import Bundle, read_manifest, touched_files
@@ -139,8 +140,7 @@ def _decoding_contradiction(manifest: BundleManifest, configs: ModelConfigs) -> 
     logits = next((spec for spec in graph.outputs if spec.name == decoding.logits_output), None)
     if logits is None:
         return f"the manifest's logits, {decoding.logits_output}, are no output of the graph"
-    last = logits.shape[-1] if logits.shape else None
-    vocabulary = last if isinstance(last, int) else configs.vocab_size
+    vocabulary = vocabulary_of(logits, configs)
     if vocabulary is not None and vocabulary != decoding.vocab_size:
         return f"the manifest's vocabulary of {decoding.vocab_size:,} is not the graph's, {vocabulary:,}"
     if configs.max_positions != decoding.max_positions:

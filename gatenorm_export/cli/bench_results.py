@@ -53,9 +53,9 @@ class BenchPlace:
         Raises:
             InputError: they would.
         """
-        if self.out is None or self.gate is None:
+        results = self._results
+        if results is None or self.gate is None:
             return
-        results = self.out if self.out.suffix == ".json" else self.out / BENCH_NAME
         baseline = Path(self.gate.name)
         if results.resolve() in {baseline.resolve(), (baseline / BENCH_NAME).resolve()}:
             raise InputError(f"-o {self.out}: would overwrite the baseline that it is held against; name another")
@@ -68,14 +68,22 @@ class BenchPlace:
         """
         from gatenorm_export.benching import bench_markdown
 
-        if self.out is None:
+        results = self._results
+        if results is None:
             return ()
-        if self.out.suffix == ".json":
-            report.save(self.out)
-            return (self.out,)
-        report.save(self.out / BENCH_NAME)
-        write_text(self.out / TABLE_NAME, bench_markdown(report))
-        return self.out / BENCH_NAME, self.out / TABLE_NAME
+        report.save(results)
+        if results == self.out:
+            return (results,)
+        table = results.with_name(TABLE_NAME)
+        write_text(table, bench_markdown(report))
+        return results, table
+
+    @property
+    def _results(self) -> Path | None:
+        """The file of the results, where they are written: the one that is named, or that of the folder."""
+        if self.out is None or self.out.suffix == ".json":
+            return self.out
+        return self.out / BENCH_NAME
 
     @property
     def kept(self) -> Path | None:

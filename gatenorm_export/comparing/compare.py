@@ -21,7 +21,7 @@ from gatenorm_export.comparing.prediction import with_roofline
 from gatenorm_export.comparing.thresholds import Limits, check_limits, refuse_limits
 from gatenorm_export.comparing.verdict import verdict
 from gatenorm_export.errors import GateNormError, RefusedError
-from gatenorm_export.graphs import external_tensors, load_graph
+from gatenorm_export.graphs import data_files
 from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.kinds import ModelKind, kind_of, kind_of_graph
 from gatenorm_export.progress import Progress, Quiet
@@ -288,6 +288,5 @@ def _repair_latency(pair: GraphPair, progress: Progress) -> Latency:
 
 def _sizes(graph: Path, facts: GraphFacts, engine_bytes: int | None) -> Sizes:
     # A shared data file counts whole: that is what a machine must hold to run the graph.
-    data = {Path(tensor.path).resolve() for tensor, _ in external_tensors(load_graph(graph))}
-    onnx_bytes = graph.stat().st_size + sum(path.stat().st_size for path in data)
+    onnx_bytes = graph.stat().st_size + sum(path.stat().st_size for path in data_files(graph))
     return Sizes(facts=facts, onnx_bytes=onnx_bytes, engine_bytes=engine_bytes)

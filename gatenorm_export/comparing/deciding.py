@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.genai_config import GENAI_CONFIG
-from gatenorm_export.graphs import CONFIG_FILES, TOKENIZER_FILES, external_tensors, load_graph
+from gatenorm_export.graphs import CONFIG_FILES, TOKENIZER_FILES, data_files
 from gatenorm_export.kinds import SPEECH_GRAPHS
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ def graph_digest(graph: Path) -> str:
     Raises:
         InputError: one of them is damaged or missing.
     """
-    data = {Path(tensor.path).resolve() for tensor, _ in external_tensors(load_graph(graph))}
+    data = data_files(graph)
     if not data:
         return sha256_of(graph)
-    lines = [f"{path.name} {sha256_of(path)}\n" for path in (graph, *sorted(data))]
+    lines = [f"{path.name} {sha256_of(path)}\n" for path in (graph, *data)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

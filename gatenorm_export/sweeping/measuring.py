@@ -12,7 +12,6 @@ from gatenorm_export.comparing.latency import measure_latency
 from gatenorm_export.comparing.quality import WINDOW_TOKENS
 from gatenorm_export.comparing.text import Text, tokenize
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.graphs import external_tensors, load_graph
 from gatenorm_export.progress import Progress
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import Latency, PrunedGraph
@@ -102,8 +101,3 @@ def judged_windows(text: Text, subject: Subject, limit: int, progress: Progress)
     if left:
         progress.say(f"{text.name}: quality is judged on {n} windows of {WINDOW_TOKENS} tokens; {left} are left over")
     return tokens[: n * WINDOW_TOKENS].reshape(n, WINDOW_TOKENS)
-
-
-def data_files(graph: Path) -> list[Path]:
-    """Every file that a graph keeps tensors in, itself apart."""
-    return sorted({Path(tensor.path).resolve() for tensor, _ in external_tensors(load_graph(graph))})

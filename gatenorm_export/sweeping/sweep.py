@@ -14,6 +14,7 @@ from gatenorm_export.errors import RefusedError
 from gatenorm_export.executing import Executor, InputFile, LocalExecutor, Outcome, Task
 from gatenorm_export.executing.model_files import graph_inputs
 from gatenorm_export.executing.tasks import known_sha256
+from gatenorm_export.graphs import data_files
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.pruning import describe_graph
 from gatenorm_export.records import (
@@ -29,7 +30,7 @@ from gatenorm_export.repairs import Repair
 from gatenorm_export.sweeping.cells import TOKENS_NAME, cell_task, forgetting, order_task, save_tokens
 from gatenorm_export.sweeping.earlier import earlier_report
 from gatenorm_export.sweeping.front import front_sentence, pareto_front, saving_of, speed_of
-from gatenorm_export.sweeping.measuring import data_files, judged_windows
+from gatenorm_export.sweeping.measuring import judged_windows
 from gatenorm_export.sweeping.ranking import weight_order
 from gatenorm_export.sweeping.request import SWEEP_NAME, SweepRequest, machines_in_words
 
