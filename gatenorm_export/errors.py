@@ -29,6 +29,7 @@ class ExitCode(IntEnum):
     REGRESSION = 12
     TAMPERED = 13
     BUSY = 14
+    UNDECIDED = 15
     INTERRUPTED = 130
 
     @property
@@ -40,7 +41,7 @@ class ExitCode(IntEnum):
 _MEANINGS: dict[ExitCode, str] = {
     ExitCode.OK: "done",
     ExitCode.INTERNAL: "a defect in gatenorm (please report the traceback)",
-    ExitCode.USAGE: "wrong usage of the command line",
+    ExitCode.USAGE: "wrong usage of the command line: an option, its value, or two that do not go together",
     ExitCode.BAD_INPUT: "an input is missing, damaged, or not what the verb works on",
     ExitCode.MISSING_PART: "a package or program that this stage needs is not installed; the message names it",
     ExitCode.REFUSED: "refused: what was asked cannot be done as asked",
@@ -51,6 +52,7 @@ _MEANINGS: dict[ExitCode, str] = {
     ExitCode.REGRESSION: "a row is slower than the baseline allows (bench --max-regression), or was not measured",
     ExitCode.TAMPERED: "a bundle is not what it was when it was made",
     ExitCode.BUSY: "another gatenorm is writing the same output; the message names it",
+    ExitCode.UNDECIDED: "a --control or a --max-regression could not be decided: measured too coarsely (bench --repeats)",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C or SIGTERM; finished stages are kept",
 }
 
@@ -68,6 +70,12 @@ class InputError(GateNormError):
     """A file or folder given to us is missing, damaged, or not what the verb works on."""
 
     exit_code = ExitCode.BAD_INPUT
+
+
+class UsageError(InputError):
+    """The command line itself is wrong, whatever its inputs are: a value that no option takes, options at odds."""
+
+    exit_code = ExitCode.USAGE
 
 
 class TamperedError(InputError):
