@@ -100,27 +100,6 @@ def load_config(folder: Path, spec: ModelSpec | None) -> Any:
             raise InputError(f"{place / 'config.json'}: transformers cannot read it ({first})") from error
 
 
-def table_of_positions(folder: Path, spec: ModelSpec | None) -> int | None:
-    """How many tokens a decoder takes whose positions are a table; None where they are computed, or nothing tells.
-
-    Raises:
-        MissingPartError: transformers is not installed.
-    """
-    try:
-        config = load_config(folder, spec)
-    except InputError:
-        return None
-    if config.model_type not in _POSITION_TABLES:
-        return None
-    # transformers maps every family's own key to this one, but for MPT's.
-    length = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    return int(length) if length else None
-
-
-_POSITION_TABLES = frozenset({"gpt2", "gpt_neo", "gptj", "codegen", "gpt_bigcode", "opt", "mpt"})
-"""Model types whose graphs fail beyond their last position: learned ones, or a table made when the model was built."""
-
-
 def load_feature_extractor(folder: Path, spec: ModelSpec | None, config: Any) -> Any:
     """What turns sound into Whisper's features, as the checkpoint describes it, or as ``config`` implies.
 

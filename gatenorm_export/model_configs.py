@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gatenorm_export.genai_config import GENAI_CONFIG
+from gatenorm_export.records import ModelSpec
 from gatenorm_export.small_files import read_object
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -21,6 +22,17 @@ _POSITIONS = (
     "seq_length",
     "context_length",
 )
+_TABLES = {
+    "gpt2": 1024,
+    "gpt_neo": 2048,
+    "gptj": 2048,
+    "codegen": 2048,
+    "gpt_bigcode": 1024,
+    "opt": 2048,
+    "mpt": 2048,
+}
+"""Model types whose graphs fail beyond their last position, which is learned or in a table made when the model was
+built -> how many positions there are where a config does not say."""
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "n_embed")
@@ -38,6 +50,19 @@ class ModelConfigs:
     def max_positions(self) -> int | None:
         """The longest sequence that the model was made for."""
         return self.number(*_POSITIONS)
+
+    @property
+    def table_of_positions(self) -> int | None:
+        """How many positions a decoder has where they are a table, which nothing can be read beyond.
+
+        None where they are computed, so that :attr:`max_positions` is only what the model was made for, or where
+        nothing tells.
+        """
+        family = self.config.get("model_type")
+        if isinstance(family, str) and family in _TABLES:
+            return self.max_positions or _TABLES[family]
+        # onnxruntime-genai's builder writes tables of rotary angles, whatever the family.
+        return self.max_positions if self.genai else None
 
     @property
     def vocab_size(self) -> int | None:
@@ -118,6 +143,22 @@ def configs_in(folder: Path) -> ModelConfigs:
     """
     names = (CONFIG, GENERATION_CONFIG, GENAI_CONFIG)
     return read_configs({name: folder / name for name in names if (folder / name).is_file()})
+
+
+def configs_of(folder: Path, spec: ModelSpec | None) -> ModelConfigs:
+    """Those beside a graph, or where there is no config.json the checkpoint's.
+
+    Raises:
+        InputError: one is no JSON object.
+    """
+    if (folder / CONFIG).is_file() or spec is None or spec.source == "gguf":
+        return configs_in(folder)
+    return configs_in(Path(spec.path))
+
+
+def configs_from(config: Any) -> ModelConfigs:
+    """Those of a transformers config, the family's own defaults included."""
+    return ModelConfigs(config.to_dict(), {}, {})
 
 
 def _read(path: Path | None) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
 from gatenorm_export.errors import needs
-from gatenorm_export.framework import table_of_positions
+from gatenorm_export.model_configs import configs_of
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Latency, LatencyRow, ModelSpec
 
@@ -69,7 +69,7 @@ def measure_latency(
 def decoder_latency(base: Path, pruned: Path, spec: ModelSpec | None, *, progress: Progress) -> Latency:
     """:func:`measure_latency` of the usual lengths, as far as the model's table of positions goes, where it has one."""
     # One less: a decode step comes after as many.
-    longest = (table_of_positions(base.parent, spec) or SEQUENCES[-1] + 1) - 1
+    longest = (configs_of(base.parent, spec).table_of_positions or SEQUENCES[-1] + 1) - 1
     sequences = sorted({min(sequence, longest) for sequence in SEQUENCES})
     return measure_latency(base, pruned, sequences=sequences, progress=progress)
 

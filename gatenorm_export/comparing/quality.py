@@ -11,9 +11,7 @@ import numpy as np
 from gatenorm_export.comparing.inputs import QualityInputs
 from gatenorm_export.comparing.text import Text, load_text, random_tokens, tokenize
 from gatenorm_export.errors import InputError, RefusedError, needs
-from gatenorm_export.framework import table_of_positions
-from gatenorm_export.genai_config import GENAI_CONFIG
-from gatenorm_export.model_configs import configs_in
+from gatenorm_export.model_configs import configs_of
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import ModelSpec, Quality
 from gatenorm_export.silence import silent_polygraphy
@@ -83,13 +81,8 @@ def decoder_quality(
             raise InputError(f"{base.parent}: holds no tokenizer to read --text with; copy the model's tokenizer there")
         text, tokens = random_tokens(_vocabulary(base), inputs.max_text_tokens)
         progress.say("no tokenizer was found: quality is measured on random tokens, where perplexity means little")
-    # A graph of genai's builder holds tables of its positions, whatever the family.
-    longest = table_of_positions(base.parent, spec) or _positions_of_genai(base.parent) or WINDOW_TOKENS
+    longest = configs_of(base.parent, spec).table_of_positions or WINDOW_TOKENS
     return measure_quality(base, pruned, tokens, text, window=min(longest, WINDOW_TOKENS), progress=progress)
-
-
-def _positions_of_genai(folder: Path) -> int | None:
-    return configs_in(folder).max_positions if (folder / GENAI_CONFIG).is_file() else None
 
 
 def _vocabulary(graph: Path) -> int:

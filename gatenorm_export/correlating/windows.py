@@ -11,9 +11,9 @@ import numpy as np
 from gatenorm_export.comparing.quality import WINDOW_TOKENS
 from gatenorm_export.comparing.text import MINIMUM_TOKENS, Text
 from gatenorm_export.errors import InputError
+from gatenorm_export.model_configs import configs_from
 
 _WINDOWS_AT_ONCE = 4
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def cut_windows(text: Text, tokenizer: Any, config: Any, *, limit: int) -> Windo
     vocabulary = getattr(config, "vocab_size", None)
     if vocabulary is not None and tokens.max() >= vocabulary:
         raise InputError(f"{text.name}: token {tokens.max()} is not among the model's {vocabulary}; wrong tokenizer")
-    positions = next((int(config.__dict__[key]) for key in _POSITIONS if config.__dict__.get(key)), 2 * WINDOW_TOKENS)
+    positions = configs_from(config).max_positions or 2 * WINDOW_TOKENS
     before, after = _frame(tokenizer)
     room = min(WINDOW_TOKENS, positions // 2) - len(before) - len(after)
     if room < 1:

@@ -15,6 +15,7 @@ from gatenorm_export.comparing.text import MINIMUM_TOKENS, Text
 from gatenorm_export.errors import InputError
 from gatenorm_export.framework import load_framework_model
 from gatenorm_export.kept_work import KeptWork
+from gatenorm_export.model_configs import configs_from
 from gatenorm_export.progress import Progress
 from gatenorm_export.records import ModelSpec, RecoveryQuality
 from gatenorm_export.recovering.outcome import Trained
@@ -94,8 +95,8 @@ def learn(
 
 
 def _check_window(model: Any, window: int, spec: ModelSpec) -> None:
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and window > longest:
+    longest = configs_from(model.config).max_positions
+    if longest is not None and window > longest:
         raise InputError(f"--window {window}: {spec.name} takes {longest} tokens at most; give fewer")
 
 
