@@ -31,6 +31,11 @@ def toy_folder(folder: Path, *, layers: tuple[int, ...] = (1,), data: str | None
     return folder / "pruned"
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder, by name from there."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def causal_decoder(*, hides: bool = True) -> ir.Model:
     """The toy decoder with tokens called as clients call them, and a mask that ``hides`` what comes later."""
     model = ir.to_proto(toy_decoder())

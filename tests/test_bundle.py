@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
-from bundle_cases import causal_decoder, toy_folder
+from bundle_cases import causal_decoder, files_of, toy_folder
 from pydantic import ValidationError
 
 from gatenorm_export.artifacts import replaced_folder
@@ -31,10 +31,6 @@ from gatenorm_export.records import BundleFile, EngineArtifact, PreparedGraph, P
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy_folder(tmp_path_factory.mktemp("toy"))
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_everything_that_a_server_needs_is_in_it(pruned: Path, tmp_path: Path) -> None:
@@ -264,6 +260,9 @@ def test_an_engine_has_its_own_types_and_its_own_graph(pruned: Path, tmp_path: P
     assert "/" not in found.record.parent_path
     manifest = make_bundle(BundleRequest(pruned, tmp_path / "b", engines=(tmp_path / "half.engine",)))
     assert manifest.engines == (found.entry,)
+    reasons = {file.name for file in manifest.files if file.not_reproducible == found.entry.not_reproducible}
+    assert reasons == {"engines/half.engine", "engines/half.engine.json"}
+    assert manifest.reproducible_sha256 == make_bundle(BundleRequest(pruned, tmp_path / "plain")).reproducible_sha256
     with pytest.raises(RefusedError, match="two engines have this name"):
         find_engines([tmp_path / "half.engine"] * 2, interface)
     record.model_copy(update={"parent_sha256": "0" * 64}).save(tmp_path / "half.engine.json")

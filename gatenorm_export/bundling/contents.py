@@ -19,10 +19,11 @@ _CHUNK = 4 * 1024 * 1024
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """One file: bytes, or a file to copy."""
+    """One file: bytes, or a file to copy; ``not_reproducible`` says why the same inputs may give other bytes."""
 
     role: Role
     source: Path | bytes
+    not_reproducible: str = ""
 
     @property
     def size(self) -> int:
@@ -46,7 +47,7 @@ class Contents:
         self._files: dict[str, Content] = {}
         self._taken = {MANIFEST_NAME.casefold()}
 
-    def add(self, name: str, role: Role, source: Path | bytes) -> None:
+    def add(self, name: str, role: Role, source: Path | bytes, not_reproducible: str = "") -> None:
         """Add a file.
 
         Raises:
@@ -55,12 +56,12 @@ class Contents:
         if name.casefold() in self._taken:
             raise RefusedError(f"{source if isinstance(source, Path) else name}: the bundle has another file {name}")
         self._taken.add(name.casefold())
-        self._files[name] = Content(role, source)
+        self._files[name] = Content(role, source, not_reproducible)
 
-    def add_all(self, role: Role, files: Mapping[str, Path], folder: str = "") -> None:
-        """Add files of one role, in ``folder`` of the bundle."""
+    def add_all(self, role: Role, files: Mapping[str, Path]) -> None:
+        """Add files of one role."""
         for name, path in files.items():
-            self.add(f"{folder}{name}", role, path)
+            self.add(name, role, path)
 
     def write(self, folder: Path, progress: Progress) -> tuple[BundleFile, ...]:
         """Write every file, digesting what is written; return the entries of a manifest, sorted by name.
@@ -91,4 +92,10 @@ def _write(folder: Path, name: str, content: Content) -> BundleFile:
         for piece in content.pieces():
             digest.update(piece)
             size += file.write(piece)
-    return BundleFile(name=name, bytes=size, sha256=digest.hexdigest(), role=content.role)
+    return BundleFile(
+        name=name,
+        bytes=size,
+        sha256=digest.hexdigest(),
+        role=content.role,
+        not_reproducible=content.not_reproducible,
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gatenorm_export.building.opening import check_runnable, read_engine, record_file
 from gatenorm_export.bundling.interface import GraphInterface
+from gatenorm_export.bundling.public import public_engine
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.progress import Progress
 from gatenorm_export.records import BundleEngine, EngineArtifact, TensorSpec
@@ -72,7 +73,7 @@ def _found(path: Path, interface: GraphInterface) -> FoundEngine:
         outputs=_bindings(graph.outputs, record),
         not_reproducible=_WHY[record.flavour],
     )
-    return FoundEngine(path, public_record(record), entry)
+    return FoundEngine(path, public_engine(record), entry)
 
 
 def _bindings(specs: Sequence[TensorSpec], record: EngineArtifact) -> tuple[TensorSpec, ...]:
@@ -118,11 +119,3 @@ def run_engine(path: Path, record: EngineArtifact, graph: Path | None, progress:
 
     accuracy = check_engine(path, record, graph, "pruned", device=str(find_gpu()), progress=progress)
     return accuracy.passed, accuracy.reason
-
-
-def public_record(record: EngineArtifact) -> EngineArtifact:
-    """The record without the folders of the machine that built."""
-    prepared = record.prepared
-    if prepared is not None:
-        prepared = prepared.model_copy(update={"parent_path": Path(prepared.parent_path).name})
-    return record.model_copy(update={"parent_path": Path(record.parent_path).name, "prepared": prepared})

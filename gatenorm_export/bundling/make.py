@@ -15,8 +15,9 @@ from gatenorm_export.bundling.interface import GraphInterface, read_interface
 from gatenorm_export.bundling.licence import licence_of, licence_texts
 from gatenorm_export.bundling.opening import sealed
 from gatenorm_export.bundling.place import check_place
+from gatenorm_export.bundling.public import public_name
 from gatenorm_export.bundling.side import GenaiFiles, SideFiles, find_side_files, genai_files
-from gatenorm_export.bundling.source import RECORDS, REPORT, BundleSource, find_source
+from gatenorm_export.bundling.source import RECORDS, BundleSource, find_source
 from gatenorm_export.bundling.stepping import check_session, open_graph
 from gatenorm_export.bundling.tokenizer import TOKENIZER, genai_note, readable_tokenizer
 from gatenorm_export.comparing.failures import runtime_failures
@@ -32,7 +33,6 @@ from gatenorm_export.records import (
     BundleProbe,
     Convention,
     Decoding,
-    ExportedGraph,
     ModelSpec,
     PrunedGraph,
 )
@@ -58,7 +58,9 @@ class BundleRequest:
 
 
 def make_bundle(request: BundleRequest, *, progress: Progress | None = None) -> BundleManifest:
-    """Write the bundle to ``request.out``, and return its manifest. The same inputs give the same bytes.
+    """Write the bundle to ``request.out``, and return its manifest.
+
+    The same inputs give the same bytes; a file that another run of the same would make otherwise says why.
 
     A bundle that is there already is replaced as a whole; any other folder that is not empty is refused.
 
@@ -189,8 +191,9 @@ def _contents(request: BundleRequest, gathered: _Gathered) -> Contents:
             # Beside the graph, where every verb looks for it.
             contents.add(source.repair.name, "record", source.repair)
     for engine in gathered.engines:
-        contents.add(engine.entry.file, "engine", engine.path)
-        contents.add(engine.entry.record, "record", engine.record.to_json().encode())
+        why = engine.entry.not_reproducible
+        contents.add(engine.entry.file, "engine", engine.path, why)
+        contents.add(engine.entry.record, "record", engine.record.to_json().encode(), why)
     for name, path in side.tokenizer.items() if request.tokenizer else ():
         contents.add(name, "tokenizer", readable_tokenizer(path) if name == TOKENIZER else path)
     contents.add_all("config", side.configs)
@@ -198,32 +201,22 @@ def _contents(request: BundleRequest, gathered: _Gathered) -> Contents:
         for name, content in gathered.genai.files.items():
             contents.add(name, "config", content)
     contents.add_all("licence", licence_texts(gathered.folders))
-    for name, path in source.records.items():
-        own = source.record is not None and name == f"{source.record.kind}.json"
-        contents.add(f"{RECORDS}/{name}", "record", _public(source.record) if own and source.record else path)
-    contents.add_all("report", source.reports, f"{REPORT}/")
+    if source.public is not None:
+        contents.add(f"{RECORDS}/{source.public.kind}.json", "record", source.public.to_json().encode())
+    for name, told in source.told.items():
+        contents.add(name, told.role, told.source, told.not_reproducible)
     return contents
-
-
-def _public(record: ExportedGraph | PrunedGraph) -> bytes:
-    """The record of a graph without the folders of the machine that made it."""
-    changes: dict[str, object] = {}
-    if record.model is not None:
-        changes["model"] = record.model.model_copy(update={"path": Path(record.model.path).name})
-    if isinstance(record, PrunedGraph):
-        changes["parent_path"] = Path(record.parent_path).name
-    return record.model_copy(update=changes).to_json().encode()
 
 
 def _manifest(
     request: BundleRequest, gathered: _Gathered, probe: BundleProbe | None, files: tuple[BundleFile, ...]
 ) -> BundleManifest:
-    record, interface, spec = gathered.source.record, gathered.interface, gathered.model
+    record, interface, spec = gathered.source.public, gathered.interface, gathered.model
     pruned = record if isinstance(record, PrunedGraph) else None
     earlier = gathered.source.earlier
     told = (earlier.licence, earlier.licence_source) if earlier is not None else None
     licence = told or licence_of(spec, gathered.folders)
-    name = earlier.name if earlier is not None else _public_name(spec) if spec is not None else "model"
+    name = earlier.name if earlier is not None else public_name(spec) if spec is not None else "model"
     return BundleManifest(
         convention=record.convention if record is not None else Convention(),
         name=request.name or _plain(name),
@@ -276,9 +269,3 @@ def _plain(name: str) -> str:
     """A name that a folder may have on any system."""
     parts = (re.sub(r"[^\w.+-]+", "-", part).strip(".-") for part in name.split("/"))
     return "/".join(part for part in parts if part) or "model"
-
-
-def _public_name(spec: ModelSpec) -> str:
-    """The model's name without the folders of a path: a hub id keeps its owner."""
-    hub = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", spec.name) and not spec.path.endswith(spec.name)
-    return spec.name if hub else Path(spec.name).name or Path(spec.path).name

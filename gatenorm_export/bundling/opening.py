@@ -90,11 +90,19 @@ def read_manifest(folder: Path) -> BundleManifest:
 
 
 def sealed(manifest: BundleManifest) -> tuple[BundleManifest, bytes]:
-    """The manifest with its seal, and the bytes of its file."""
+    """The manifest with its seal and the digest of what can be made again, and the bytes of its file."""
+    manifest = manifest.model_copy(update={"reproducible_sha256": reproducible_digest(manifest)})
     open_text = manifest.model_copy(update={"seal": UNSEALED}).to_json()
     seal = hashlib.sha256(open_text.encode()).hexdigest()
     done = manifest.model_copy(update={"seal": seal})
     return done, done.to_json().encode()
+
+
+def reproducible_digest(manifest: BundleManifest) -> str:
+    """The sha256 of the manifest without engines, and without what the same inputs may give other bytes of."""
+    same = tuple(file for file in manifest.files if not file.not_reproducible)
+    changes = {"seal": UNSEALED, "reproducible_sha256": None, "engines": (), "files": same}
+    return hashlib.sha256(manifest.model_copy(update=changes).to_json().encode()).hexdigest()
 
 
 def seal_of(content: bytes, seal: bytes) -> str:

@@ -6,35 +6,36 @@ import dataclasses
 from pathlib import Path
 
 from gatenorm_export.artifacts import sha256_of
+from gatenorm_export.bundling.contents import Content
 from gatenorm_export.bundling.opening import open_bundle
+from gatenorm_export.bundling.public import public_graph, public_run
 from gatenorm_export.errors import InputError, RefusedError
-from gatenorm_export.graphs import BUNDLED_RECORDS, MANIFEST_NAME, graph_file, graph_manifest, manifest_file
+from gatenorm_export.graphs import BUNDLED_RECORDS, MANIFEST_NAME, graph_file, graph_manifest
 from gatenorm_export.kinds import SPEECH_GRAPHS
 from gatenorm_export.records import BundleManifest, ComparisonReport, ExportedGraph, PrunedGraph, RunManifest
-from gatenorm_export.run_folder import COMPARISON, PLAN, SCORES, engine_file
-from gatenorm_export.small_files import inside, present_inside, read_object
+from gatenorm_export.run_folder import COMPARISON, engine_file
+from gatenorm_export.small_files import inside, read_object
 
 RECORDS, REPORT = BUNDLED_RECORDS, "report"
 """The folders of a bundle for the records of the stages, and for the report of a run."""
 
-_REPORTS = ("report.html", "report.md", "report.json", "scores.svg")
-
 
 @dataclasses.dataclass(frozen=True)
 class BundleSource:
-    """Where everything lies. ``record`` is the graph's own, where export or prune wrote one.
+    """Where everything lies. ``record`` is the graph's own, where export or prune wrote one, and ``public`` what the
+    bundle tells of it, without the folders of this machine.
 
-    ``records`` and ``reports`` are files by the name they get in the bundle; ``engines`` were built by the run, and
-    ``repair`` holds what stands in for the removed attention.
-    ``earlier`` is the manifest of the bundle that all this is taken from, where it is one.
+    ``told`` are the other records and the report, by the names that they get in the bundle. ``engines`` were built by
+    the run, and ``repair`` holds what stands in for the removed attention. ``earlier`` is the manifest of the bundle
+    that all this is taken from, where it is one.
     """
 
     graph: Path
     companions: tuple[Path, ...]
     record: ExportedGraph | PrunedGraph | None
-    records: dict[str, Path]
-    reports: dict[str, Path]
-    engines: tuple[Path, ...]
+    public: ExportedGraph | PrunedGraph | None
+    told: dict[str, Content] = dataclasses.field(default_factory=dict)
+    engines: tuple[Path, ...] = ()
     repair: Path | None = None
     earlier: BundleManifest | None = None
 
@@ -80,14 +81,11 @@ def _of_graph(graph: Path) -> BundleSource:
     if graph.name in SPEECH_GRAPHS.values():
         names = sorted(set(SPEECH_GRAPHS.values()) - {graph.name})
         companions = tuple(graph.with_name(name) for name in names if graph.with_name(name).is_file())
-    records: dict[str, Path] = {}
-    if record is not None:
-        # What is written there is the record that was read, wherever it lies.
-        records[f"{record.kind}.json"] = manifest_file(graph)
     repair = record.repair if isinstance(record, PrunedGraph) else None
     # The name alone: a record cannot lead out of the graph's folder.
     stand_ins = inside(graph.parent, Path(repair.file).name) if repair is not None else None
-    return BundleSource(graph, companions, record, records, {}, (), stand_ins)
+    public = public_graph(record) if record is not None else None
+    return BundleSource(graph, companions, record, public, repair=stand_ins)
 
 
 def _of_run(folder: Path) -> BundleSource:
@@ -98,11 +96,16 @@ def _of_run(folder: Path) -> BundleSource:
     # The name alone: a record cannot lead out of the run's folder.
     source = _of_graph(graph_file(folder / "pruned" / Path(comparison.pruned).name))
     _check_proof(folder, source, comparison)
+    if source.record is None:
+        raise InputError(f"{source.graph}: has no manifest beside it; `gatenorm run --out {folder}` writes it again")
     engine = engine_file(folder, "pruned")
+    run = public_run(folder, source.record)
+    records = {f"{RECORDS}/{name}": content for name, content in run.records.items()}
+    report = {f"{REPORT}/{name}": content for name, content in run.report.items()}
     return dataclasses.replace(
         source,
-        records=source.records | present_inside(folder, (PLAN, SCORES, COMPARISON)),
-        reports=present_inside(folder, _REPORTS),
+        public=run.graph,
+        told=records | report,
         engines=(engine,) if "build" in manifest.stages and engine.is_file() else (),
     )
 
@@ -112,11 +115,15 @@ def _of_bundle(folder: Path) -> BundleSource:
     graph = bundle.graph_path
     if graph is None:
         raise InputError(f"{folder}: holds engines alone; bundle the run that it was made from")
-    named = {file.name.rpartition("/"): bundle.path(file.name) for file in bundle.manifest.files}
+    source = _of_graph(graph)
+    own = f"{RECORDS}/{source.record.kind}.json" if source.record is not None else ""
     return dataclasses.replace(
-        _of_graph(graph),
-        records={name: path for (inside, _, name), path in named.items() if inside == RECORDS},
-        reports={name: path for (inside, _, name), path in named.items() if inside == REPORT},
+        source,
+        told={
+            file.name: Content(file.role, bundle.path(file.name), file.not_reproducible)
+            for file in bundle.manifest.files
+            if file.name.rpartition("/")[0] in (RECORDS, REPORT) and file.name != own
+        },
         engines=tuple(bundle.engine_path(engine) for engine in bundle.manifest.engines),
         earlier=bundle.manifest,
     )

@@ -87,5 +87,6 @@ def bundle_lines(folder: Path, manifest: BundleManifest) -> list[str]:
         *(f"{client.name} does not load it: {client.reason}" for client in manifest.clients if client.reason),
         *(f"{client.name} loads it, but {client.note}" for client in manifest.clients if client.note),
         *([f"not stepped token by token: {manifest.no_decoding}"] if manifest.no_decoding else []),
+        *([f"reproducible: {manifest.reproducible_sha256}"] if manifest.reproducible_sha256 else []),
         f"seal: {manifest.seal}",
     ]

@@ -37,12 +37,13 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class BundleFile(Part):
-    """One file of a bundle."""
+    """One file of a bundle. ``not_reproducible`` says why the same inputs may give other bytes; else it is empty."""
 
     name: FileName
     bytes: int = Field(ge=0)
     sha256: Digest
     role: Role
+    not_reproducible: str = ""
 
 
 class TensorSpec(Part):
@@ -158,13 +159,16 @@ class BundleClient(Part):
 class BundleManifest(Record):
     """Everything in a bundle, what it was made from, and how it is run. ``name`` may become that of a folder.
 
-    ``seal`` is the sha256 of the manifest's own file with 64 zeros in the seal's place. ``graph`` is None where the
+    ``seal`` is the sha256 of the manifest's own file with 64 zeros in the seal's place. ``reproducible_sha256`` is that
+    of the manifest without engines and without files that the same inputs may give other bytes of: bundles that agree
+    in it are the same apart from these; None in those of versions that had none. ``graph`` is None where the
     bundle holds engines alone; ``companions`` are the other graphs of a speech model. ``decoding`` is None where
     ``no_decoding`` says why, ``licence`` where none is known.
     """
 
     kind: Literal["bundle"] = "bundle"
     seal: Digest = UNSEALED
+    reproducible_sha256: Digest | None = None
     name: FileName
     task: Literal["decoder", "encoder", "vision", "speech"]
     licence: str | None

@@ -35,7 +35,10 @@ class PlainCost(Part):
 
 
 class GuardReport(Part):
-    """How a plan was guarded. Perplexities are of the measured windows, which no repair was fitted on."""
+    """How a plan was guarded. Perplexities are of the measured windows, which no repair was fitted on.
+
+    ``seconds`` is what the search took; None in a bundle, whose plan is the same whenever it was made.
+    """
 
     search: Literal["order", "greedy"]
     repair: str
@@ -48,7 +51,7 @@ class GuardReport(Part):
     steps: tuple[GuardStep, ...]
     spared: tuple[SparedLayer, ...]
     n_measured: int
-    seconds: float
+    seconds: float | None
     sentences: tuple[str, ...]
     plain: PlainCost | None = None
     forced: bool = False

@@ -17,6 +17,7 @@ __all__ = [
     "render_html",
     "render_json",
     "render_markdown",
+    "report_texts",
     "scores_svg",
     "write_comparison",
     "write_report",
@@ -32,6 +33,14 @@ def write_report(folder: Path, material: ReportMaterial) -> tuple[Path, ...]:
     Raises:
         OutputError: a file cannot be written.
     """
+    texts = report_texts(material)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return tuple(folder / name for name in texts)
+
+
+def report_texts(material: ReportMaterial) -> dict[str, str]:
+    """The files of a report by name, in the order in which they are written."""
     scores, plan = material.scores, material.plan
     texts = {
         "report.json": render_json(material),
@@ -40,9 +49,7 @@ def write_report(folder: Path, material: ReportMaterial) -> tuple[Path, ...]:
     }
     if scores is not None and plan is not None:
         texts["scores.svg"] = scores_svg(scores, plan.drop, protect=plan.protect)
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return tuple(folder / name for name in texts)
+    return texts
 
 
 def write_comparison(path: Path, material: ReportMaterial) -> tuple[Path, ...]:

@@ -13,10 +13,11 @@ def guard_words(guard: GuardReport) -> tuple[str, ...]:
         "greedily, at each step the one that costs least" if guard.search == "greedy" else "in the order of the scores"
     )
     budget = f", none of which may multiply perplexity by more than {fixed(guard.budget, 3)}" if guard.budget else ""
+    took = f" in {fixed(guard.seconds, 0)} s" if guard.seconds is not None else ""
     forced = ("The signs of a ruined model were seen, and the plan was forced.",) if guard.forced else ()
     return (
         f"The layers were chosen {how}{budget}, on {count(guard.n_tokens)} tokens of {guard.text} "
-        f"({count(guard.n_measured)} measurements in {fixed(guard.seconds, 0)} s).",
+        f"({count(guard.n_measured)} measurements{took}).",
         *forced,
         *guard.sentences,
     )
