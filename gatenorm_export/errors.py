@@ -52,7 +52,7 @@ _MEANINGS: dict[ExitCode, str] = {
     ExitCode.REGRESSION: "a row is slower than the baseline allows (bench --max-regression), or was not measured",
     ExitCode.TAMPERED: "a bundle is not what it was when it was made",
     ExitCode.BUSY: "another gatenorm is writing the same output; the message names it",
-    ExitCode.UNDECIDED: "a --control or a --max-regression could not be decided: measured too coarsely (bench --repeats)",
+    ExitCode.UNDECIDED: "a --control or --max-regression of bench is not decided: intervals are too wide; measure more",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C or SIGTERM; finished stages are kept",
 }
 

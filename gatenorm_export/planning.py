@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.errors import RefusedError, UsageError
 from gatenorm_export.records import GuardReport, LayerScore, LayerScores, PrunePlan
 
 RANKINGS = {
@@ -43,21 +43,21 @@ def parse_layers(text: str) -> tuple[int, ...]:
     """Read a list of layers such as ``24-27,29``; ranges include both ends, the result is sorted.
 
     Raises:
-        InputError: not such a list, a range that runs backwards, or a layer named twice.
+        UsageError: not such a list, a range that runs backwards, or a layer named twice.
     """
     layers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         if match is None:
-            raise InputError(f"layers {text!r}: {part.strip()!r} is neither a layer nor a range; write 24-27,29")
+            raise UsageError(f"layers {text!r}: {part.strip()!r} is neither a layer nor a range; write 24-27,29")
         first = int(match[1])
         last = int(match[2]) if match[2] is not None else first
         if last < first:
-            raise InputError(f"layers {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
+            raise UsageError(f"layers {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
         layers.extend(range(first, last + 1))
     twice = sorted({layer for layer in layers if layers.count(layer) > 1}) if len(set(layers)) < len(layers) else []
     if twice:
-        raise InputError(f"layers {text!r}: layer {twice[0]} is named twice; name each layer once")
+        raise UsageError(f"layers {text!r}: layer {twice[0]} is named twice; name each layer once")
     return tuple(sorted(layers))
 
 
@@ -93,7 +93,7 @@ def rank_layers(scores: LayerScores, request: DropRequest, *, ordered: bool = Fa
 
     Raises:
         RefusedError: more layers than there are, or a layer that does not exist; sketched scores do not decide it.
-        InputError: not exactly one of number, ratio and list; a ratio outside 0 to 1; a negative number.
+        UsageError: not exactly one of number, ratio and list; a ratio outside 0 to 1; a negative number.
     """
     entries = scores.of_tower(chosen_tower(scores, request.tower))
     existing = {entry.layer for entry in entries}
@@ -101,7 +101,7 @@ def rank_layers(scores: LayerScores, request: DropRequest, *, ordered: bool = Fa
     _check_exist(request.protect, existing, "protect")
     choices = [choice for choice in (request.drop, request.ratio, request.layers) if choice is not None]
     if len(choices) != 1:
-        raise InputError("a plan needs exactly one of --drop, --ratio and --layers")
+        raise UsageError("a plan needs exactly one of --drop, --ratio and --layers")
     if request.layers is not None:
         _check_exist(request.layers, existing, "drop")
         clash = sorted(set(request.layers) & set(request.protect))
@@ -195,11 +195,11 @@ def check_cut(count: int, n_layers: int) -> None:
     """Refuse a number of layers that there are not.
 
     Raises:
-        InputError: it is negative.
+        UsageError: it is negative.
         RefusedError: there are fewer.
     """
     if count < 0:
-        raise InputError(f"cannot drop {count} layers; give a number from 0 to {n_layers}")
+        raise UsageError(f"cannot drop {count} layers; give a number from 0 to {n_layers}")
     if count > n_layers:
         raise RefusedError(f"cannot drop {count} attention sublayers: there are {n_layers}")
 
@@ -208,10 +208,10 @@ def share_of(ratio: float, n_layers: int) -> int:
     """How many layers a share of them is, rounded down.
 
     Raises:
-        InputError: it is no share.
+        UsageError: it is no share.
     """
     if not 0.0 <= ratio <= 1.0:
-        raise InputError(f"a ratio of {ratio:g} is no share of the layers; give 0 to 1")
+        raise UsageError(f"a ratio of {ratio:g} is no share of the layers; give 0 to 1")
     # The hair keeps 0.1 of 30 at 3: the product of two floats can fall just below the whole number.
     return math.floor(ratio * n_layers + 1e-9)
 

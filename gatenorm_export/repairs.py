@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import InputError, UsageError
 from gatenorm_export.records import RepairedLayer, RepairRecord
 
 StandInKind = Literal["none", "bias", "linear"]
@@ -46,11 +46,11 @@ def parse_repair(text: str) -> Repair:
     """Read ``none``, ``bias``, ``mlp``, ``linear``, ``linear:RANK``, or a stand-in with the MLP, such as ``bias+mlp``.
 
     Raises:
-        InputError: none of these.
+        UsageError: none of these.
     """
     match = re.fullmatch(r"(none|mlp)|(bias|linear)(?::([1-9]\d{0,5}))?(\+mlp)?", text.strip())
     if match is None or (match[3] and match[2] != "linear"):
-        raise InputError(
+        raise UsageError(
             f"repair {text!r}: write none, bias, mlp, linear or linear:RANK, such as linear:64; "
             "a stand-in and the MLP together as bias+mlp or linear+mlp"
         )

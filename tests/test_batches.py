@@ -163,25 +163,25 @@ def test_names_are_as_long_as_they_must_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "rest", "said"),
+    ("verb", "rest", "said", "code"),
     [
-        ("bench", ["base", "one", "two"], "several results of bench need a folder; name one with -o"),
-        ("bench", ["base", "one", "two", "-o", "a.json"], "several results of bench need a folder"),
-        ("build", ["base", "one", "-o", "a.engine"], "several results of build need a folder"),
-        ("bench", ["base", "one", "one/model.onnx", "-o", "out"], "one: is named twice"),
-        ("bench", ["base", "one", "two", "-o", "out", "--control", "one"], "name one pruned model"),
-        ("bench", ["base", "one", "--executor", "ray"], "name a place for them with -o"),
-        ("bench", ["base", "one", "two", "-o", "out", "--baseline", "none"], "no such baseline"),
-        ("build", ["base", "none", "-o", "out"], "no such ONNX file"),
+        ("bench", ["base", "one", "two"], "several results of bench need a folder; name one with -o", ExitCode.USAGE),
+        ("bench", ["base", "one", "two", "-o", "a.json"], "several results of bench need a folder", ExitCode.USAGE),
+        ("build", ["base", "one", "-o", "a.engine"], "several results of build need a folder", ExitCode.USAGE),
+        ("bench", ["base", "one", "one/model.onnx", "-o", "out"], "one: is named twice", ExitCode.USAGE),
+        ("bench", ["base", "one", "two", "-o", "out", "--control", "one"], "name one pruned model", ExitCode.USAGE),
+        ("bench", ["base", "one", "--executor", "ray"], "name a place for them with -o", ExitCode.USAGE),
+        ("bench", ["base", "one", "two", "-o", "out", "--baseline", "none"], "no such baseline", ExitCode.BAD_INPUT),
+        ("build", ["base", "none", "-o", "out"], "no such ONNX file", ExitCode.BAD_INPUT),
     ],
     ids=str,
 )
 def test_what_is_asked_wrongly_is_told_before_any_work(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys, verb: str, rest: list[str], said: str
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys, verb: str, rest: list[str], said: str, code: ExitCode
 ) -> None:
     monkeypatch.chdir(place)
     before = sorted(path.name for path in place.iterdir())
-    assert call(verb, *rest, "-q") == ExitCode.BAD_INPUT
+    assert call(verb, *rest, "-q") == code
     shown = capsys.readouterr().err.strip()
     assert said in shown
     assert len(shown.splitlines()) == 1

@@ -332,11 +332,11 @@ def test_pairs_that_are_none(pair, exported, tmp_path, capsys) -> None:
         ((base, base), ExitCode.REFUSED, "same graph"),
         ((other, pruned), ExitCode.REFUSED, "another graph"),
         ((tmp_path / "none.onnx", pruned), ExitCode.BAD_INPUT, "no such ONNX file"),
-        ((base, pruned, "--repeats", "6"), ExitCode.BAD_INPUT, "multiple of 8"),
-        ((base, pruned, "--batch", "1,x"), ExitCode.BAD_INPUT, "'x'"),
-        ((base, pruned, "--max-regression", "3%"), ExitCode.BAD_INPUT, "--baseline"),
-        ((base, pruned, "--device", "cpu"), ExitCode.BAD_INPUT, "--backend torch"),
-        ((base, pruned, "--graphs", base, pruned), ExitCode.BAD_INPUT, "engines"),
+        ((base, pruned, "--repeats", "6"), ExitCode.USAGE, "multiple of 8"),
+        ((base, pruned, "--batch", "1,x"), ExitCode.USAGE, "'x'"),
+        ((base, pruned, "--max-regression", "3%"), ExitCode.USAGE, "--baseline"),
+        ((base, pruned, "--device", "cpu"), ExitCode.USAGE, "--backend torch"),
+        ((base, pruned, "--graphs", base, pruned), ExitCode.USAGE, "engines"),
     ):
         assert bench(*arguments, "--quiet", "-o", tmp_path / "r.json") == code, arguments
         error = capsys.readouterr().err

@@ -240,7 +240,7 @@ def test_the_command_fails_with_12_and_still_writes_its_results(exported, tmp_pa
     assert main([*call, "--baseline", str(tmp_path / "other.json"), "-o", str(tmp_path / "x.json")]) == ExitCode.REFUSED
     assert "a toaster" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()
-    assert main([*call, "--baseline", str(tmp_path / "fast.json"), "--max-regression", "3"]) == ExitCode.BAD_INPUT
+    assert main([*call, "--baseline", str(tmp_path / "fast.json"), "--max-regression", "3"]) == ExitCode.USAGE
 
 
 def test_milliseconds_of_a_busy_machine_are_not_judged() -> None:

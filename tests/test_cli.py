@@ -222,16 +222,22 @@ def test_a_plan_of_another_model_is_refused(workspace: Path, tmp_path: Path, cap
         assert not (tmp_path / "pruned").exists()
 
 
-def test_wrong_usage_is_exit_code_2() -> None:
+def test_wrong_usage_is_exit_code_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (
         [],
         ["prune", "model.onnx"],
         ["plan", "s.json", "--drop", "1", "--ratio", "0.1"],
         ["no-such-verb"],
+        ["plan", "s.json", "--drop", "two"],
+        ["compare", "a", "b", "--max-text-tokens", "0"],
+        ["compare", "a", "b", "--max-kl", "nan"],
+        ["run", "model", "--drop", "1", "--out", "out", "--wait", "-1"],
     ):
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == ExitCode.USAGE
+        assert main(arguments) == ExitCode.USAGE == 2
+        said = capsys.readouterr().err
+        assert said.startswith("gatenorm: ")
+        assert "--help" in said
+        assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", VERBS)

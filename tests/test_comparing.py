@@ -19,7 +19,7 @@ from gatenorm_export.comparing.quality import QualitySums, top_k_overlap
 from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder, open_session
 from gatenorm_export.comparing.signature import signature_of
 from gatenorm_export.comparing.text import Text, tokenize
-from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.errors import InputError, UsageError
 from gatenorm_export.framework import load_framework_model, load_tokenizer, zeroed_attention
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.silence import silent_polygraphy
@@ -177,7 +177,7 @@ def test_limits_hold_or_are_missed() -> None:
     assert check_limits(Limits(), quality, latency) == ()
     broken = quality.model_copy(update={"ppl_ratio": float("nan")})
     assert not check_limits(Limits(max_ppl_ratio=1e9), broken, latency)[0].passed
-    with pytest.raises(RefusedError, match="--min-speedup needs latency"):
+    with pytest.raises(UsageError, match="--min-speedup needs latency"):
         check_limits(Limits(min_speedup=1.0), quality, None)
 
 

@@ -326,7 +326,7 @@ def test_options_that_name_no_executor(place: Path, tmp_path: Path, capfd: pytes
         (["--executor", "ray://nowhere"], "there are local, ray and ray://HOST:PORT"),
         (["--ray-resources", "cpus=2"], "--ray-resources belong to --executor ray"),
     ):
-        assert main([*sweep(place, tmp_path), *options]) == ExitCode.BAD_INPUT
+        assert main([*sweep(place, tmp_path), *options]) == ExitCode.USAGE
         shown = capfd.readouterr().err.strip()
         assert message in shown
         assert len(shown.splitlines()) == 1

@@ -15,7 +15,7 @@ import pytest
 from test_repository import HEAVY
 
 from gatenorm_export.cli.main import VERBS, main, make_parser
-from gatenorm_export.errors import ExitCode, GateNormError
+from gatenorm_export.errors import ExitCode, GateNormError, InputError
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,8 +68,8 @@ def test_every_exit_code_is_documented_and_every_error_has_one(capsys: pytest.Ca
     for code in ExitCode:
         assert f"{int(code)} {code.meaning}" in shown
         assert f"| {int(code)} | {code.meaning} |" in page
-    errors = GateNormError.__subclasses__()
-    assert all(error.exit_code in set(ExitCode) - {ExitCode.OK, ExitCode.INTERNAL, ExitCode.USAGE} for error in errors)
+    errors = [*GateNormError.__subclasses__(), *InputError.__subclasses__()]
+    assert all(error.exit_code in set(ExitCode) - {ExitCode.OK, ExitCode.INTERNAL} for error in errors)
 
 
 def test_help_needs_nothing_heavy() -> None:

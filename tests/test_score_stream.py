@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_zoo import row
 
-from gatenorm_export.errors import MissingPartError, RefusedError
+from gatenorm_export.errors import MissingPartError, RefusedError, UsageError
 from gatenorm_export.scoring import ScoreRequest, gate_norm, score_model, stream
 from gatenorm_export.scoring.devices import Device, pick_device, product_score
 from gatenorm_export.scoring.looking import NotFinite, Step
@@ -253,7 +253,7 @@ def test_torch_gives_numpys_score(key_rows: int, dtype: str) -> None:
 
 def test_a_device_that_is_not_there_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("cpu") is None
-    with pytest.raises(RefusedError, match="--device tpu: there is no such device"):
+    with pytest.raises(UsageError, match="--device tpu: there is no such device"):
         pick_device("tpu")
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

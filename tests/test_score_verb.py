@@ -61,13 +61,13 @@ def test_several_cuts_are_certain_and_marked(checkpoint: Path, capfd) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
-        (["--drop", "two"], ExitCode.BAD_INPUT, "--drop two: give a number, or several such as 8,16"),
+        (["--drop", "two"], ExitCode.USAGE, "--drop two: give a number, or several such as 8,16"),
         (["--drop", "5"], ExitCode.REFUSED, "cannot drop 5 attention sublayers: there are 4"),
-        (["--ratio", "1.5"], ExitCode.BAD_INPUT, "a ratio of 1.5 is no share"),
-        (["--protect", "1"], ExitCode.BAD_INPUT, "give --drop or --ratio with it"),
+        (["--ratio", "1.5"], ExitCode.USAGE, "a ratio of 1.5 is no share"),
+        (["--protect", "1"], ExitCode.USAGE, "give --drop or --ratio with it"),
         (["--tower", "vision"], ExitCode.REFUSED, "--tower vision: there is no such tower; it has one"),
-        (["--q-pattern", "a.{layer}.q"], ExitCode.BAD_INPUT, "--q-pattern and --k-pattern belong together"),
-        (["--device", "abacus"], ExitCode.REFUSED, "--device abacus: there is no such device"),
+        (["--q-pattern", "a.{layer}.q"], ExitCode.USAGE, "--q-pattern and --k-pattern belong together"),
+        (["--device", "abacus"], ExitCode.USAGE, "--device abacus: there is no such device"),
     ],
 )
 def test_what_cannot_be_scored_so_is_one_line(checkpoint: Path, capfd, arguments, code, complaint) -> None:

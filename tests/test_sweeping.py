@@ -383,16 +383,16 @@ def test_a_cell_that_fails_does_not_stop_the_others(
 
 
 BAD = {
-    "ranking": (["--rank", "best"], ExitCode.BAD_INPUT, "there are gate-norm, last, random:SEED, cosine, guard"),
-    "seed": (["--rank", "random"], ExitCode.BAD_INPUT, "no such ranking"),
-    "repair": (["--rank", "last", "--repair", "glue"], ExitCode.BAD_INPUT, "write none, bias"),
-    "drops": (["--rank", "last", "--drops", "1,-2"], ExitCode.BAD_INPUT, "'-2' is no number of layers"),
-    "twice": (["--rank", "last", "--drops", "1,01"], ExitCode.BAD_INPUT, "1 is named twice"),
-    "same rank": (["--rank", "last,last"], ExitCode.BAD_INPUT, "last is named twice"),
-    "tokens": (["--rank", "last", "--max-text-tokens", "0"], ExitCode.BAD_INPUT, "give a number of tokens"),
+    "ranking": (["--rank", "best"], ExitCode.USAGE, "there are gate-norm, last, random:SEED, cosine, guard"),
+    "seed": (["--rank", "random"], ExitCode.USAGE, "no such ranking"),
+    "repair": (["--rank", "last", "--repair", "glue"], ExitCode.USAGE, "write none, bias"),
+    "drops": (["--rank", "last", "--drops", "1,-2"], ExitCode.USAGE, "'-2' is no number of layers"),
+    "twice": (["--rank", "last", "--drops", "1,01"], ExitCode.USAGE, "1 is named twice"),
+    "same rank": (["--rank", "last,last"], ExitCode.USAGE, "last is named twice"),
+    "tokens": (["--rank", "last", "--max-text-tokens", "0"], ExitCode.USAGE, "0 is too small; give 1 or more"),
     "few tokens": (["--rank", "last", "--max-text-tokens", "9"], ExitCode.BAD_INPUT, "too few to judge by"),
-    "unused text": (["--rank", "last", "--calibration-text", "x"], ExitCode.BAD_INPUT, "is for cosine, guard"),
-    "unused scores": (["--rank", "last", "--scores", "x"], ExitCode.BAD_INPUT, "is for the ranking gate-norm"),
+    "unused text": (["--rank", "last", "--calibration-text", "x"], ExitCode.USAGE, "is for cosine, guard"),
+    "unused scores": (["--rank", "last", "--scores", "x"], ExitCode.USAGE, "is for the ranking gate-norm"),
     "no scores": (["--rank", "gate-norm", "--scores", "absent.json"], ExitCode.BAD_INPUT, "absent.json"),
     "too many": (["--rank", "last", "--drops", "9"], ExitCode.REFUSED, "no cell could be measured; last/none/9"),
 }

@@ -19,7 +19,7 @@ from gatenorm_export.benching.protocol import LOADINGS, STEPS, Backend, Pair, Po
 from gatenorm_export.benching.roofline import roofline_row
 from gatenorm_export.benching.statistics import Order, speedup_of, timing_of
 from gatenorm_export.benching.words import verdict
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import UsageError
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records.bench import (
     BenchReport,
@@ -53,16 +53,16 @@ class BenchRequest:
     def __post_init__(self) -> None:
         for option, values in (("--batch", self.batches), ("--sequence", self.sequences)):
             if any(value < 1 for value in values):
-                raise InputError(f"{option}: lengths start at 1")
+                raise UsageError(f"{option}: lengths start at 1")
             if len(set(values)) < len(values):
-                raise InputError(f"{option}: a number is named twice; name it once")
+                raise UsageError(f"{option}: a number is named twice; name it once")
         if self.repeats is not None and (self.repeats < 1 or self.repeats % (2 * LOADINGS)):
-            raise InputError(
+            raise UsageError(
                 f"--repeats {self.repeats}: give a multiple of {2 * LOADINGS}; calls are paired in both orders, at "
                 f"{LOADINGS} loadings of the models"
             )
         if not 0 < self.max_minutes < float("inf"):
-            raise InputError(f"--max-minutes {self.max_minutes:g}: give a number of minutes above 0")
+            raise UsageError(f"--max-minutes {self.max_minutes:g}: give a number of minutes above 0")
 
 
 def run_bench(

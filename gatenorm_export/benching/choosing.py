@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gatenorm_export.benching.protocol import Backend
-from gatenorm_export.errors import InputError, MissingPartError, RefusedError
+from gatenorm_export.errors import MissingPartError, RefusedError, UsageError
 
 BACKENDS: dict[str, str] = {
     "ort-cpu": "ort_cpu:OrtCpu",
@@ -24,12 +24,12 @@ def open_backend(name: str, **options: Any) -> Backend:
     """The backend of that name; ``options`` are torch's ``device`` and ``precision``.
 
     Raises:
-        InputError: there is no such backend.
+        UsageError: there is no such backend.
         MissingPartError: a package that it needs is not installed.
         RefusedError: it needs a GPU and there is none.
     """
     if name not in BACKENDS:
-        raise InputError(f"--backend {name}: no such backend; there are {', '.join(BACKENDS)}")
+        raise UsageError(f"--backend {name}: no such backend; there are {', '.join(BACKENDS)}")
     module, _, kind = BACKENDS[name].partition(":")
     found: Backend = getattr(importlib.import_module(f"gatenorm_export.benching.{module}"), kind)(**options)
     return found

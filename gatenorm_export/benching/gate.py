@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from gatenorm_export.benching.clocks import busy
-from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.errors import InputError, RefusedError, UsageError
 from gatenorm_export.records.bench import BenchDevice, BenchReport, BenchRow, GateReport, MovedRow
 
 RowKey = tuple[str, int, int]
@@ -33,11 +33,11 @@ def parse_regression(text: str) -> float:
     """Read a limit such as ``3%``: how much slower a row may be, as a share.
 
     Raises:
-        InputError: no percentage from 0 to 100. A bare 3 could mean 3 % or three times, so the sign is asked for.
+        UsageError: no percentage from 0 to 100. A bare 3 could mean 3 % or three times, so the sign is asked for.
     """
     match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*%", text.strip())
     if match is None or float(match[1]) > 100:
-        raise InputError(f"--max-regression {text!r}: write a percentage from 0% to 100%, such as 3%")
+        raise UsageError(f"--max-regression {text!r}: write a percentage from 0% to 100%, such as 3%")
     return float(match[1]) / 100
 
 

@@ -11,7 +11,7 @@ from gatenorm_export.calibrating.corpus import Corpus, CorpusRequest, load_corpu
 from gatenorm_export.calibrating.fitting import fit_each, fit_repairs
 from gatenorm_export.calibrating.guard import GuardRequest, guard_layers
 from gatenorm_export.calibrating.stream import StreamModel
-from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.errors import RefusedError, UsageError
 from gatenorm_export.graphs import graph_manifest
 from gatenorm_export.planning import DropRequest, plan_of, rank_layers
 from gatenorm_export.progress import Progress, Quiet
@@ -38,12 +38,13 @@ def guarded_plan(
     ``cache`` is a file that measurements are kept in, so that an interrupted search resumes.
 
     Raises:
-        InputError: the layers are listed already; the graph, its tokenizer or the text is missing or damaged.
+        UsageError: the layers are listed already.
+        InputError: the graph, its tokenizer or the text is missing or damaged.
         RefusedError: the graph is of another model or cannot be measured; nothing fits the budget; the plan fails.
     """
     progress = progress or Quiet()
     if drop.layers is not None:
-        raise InputError("--guard chooses the layers; give --drop or --ratio instead of --layers")
+        raise UsageError("--guard chooses the layers; give --drop or --ratio instead of --layers")
     ranking = rank_layers(scores, drop, ordered=True)
     record = graph_manifest(graph, digest_data=False)
     with progress.task("cut the graph into layers"):

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gatenorm_export.cli.executor_options import executor_of
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import UsageError
 from gatenorm_export.progress import Progress
 from gatenorm_export.records.batch import BatchReport
 
@@ -30,17 +30,17 @@ def names_of(paths: Sequence[Path]) -> dict[str, Path]:
     Where two would have one name, as the ``pruned/`` of two runs, all are called by as many folders above as it takes.
 
     Raises:
-        InputError: a path is named twice, or two cannot be told apart.
+        UsageError: a path is named twice, or two cannot be told apart.
     """
     tails = [_tail(path) for path in paths]
     for path, tail in zip(paths, tails, strict=True):
         if tails.count(tail) > 1:
-            raise InputError(f"{path}: is named twice, or has the name of another one; name each once")
+            raise UsageError(f"{path}: is named twice, or has the name of another one; name each once")
     for depth in range(1, max(map(len, tails)) + 1):
         names = ["-".join(tail[-depth:]) for tail in tails]
         if len(set(names)) == len(names):
             return dict(zip(names, paths, strict=True))
-    raise InputError(f"{', '.join(map(str, paths))}: two would have one name; copy one under another name")
+    raise UsageError(f"{', '.join(map(str, paths))}: two would have one name; copy one under another name")
 
 
 def _tail(path: Path) -> tuple[str, ...]:
@@ -55,10 +55,10 @@ def batch_folder(out: Path | None, *, verb: str) -> Path:
     """The folder of several results.
 
     Raises:
-        InputError: none is named, or a file is.
+        UsageError: none is named, or a file is.
     """
     if out is None or out.is_file() or out.suffix in {".engine", ".json"}:
-        raise InputError(f"several results of {verb} need a folder; name one with -o")
+        raise UsageError(f"several results of {verb} need a folder; name one with -o")
     return out
 
 

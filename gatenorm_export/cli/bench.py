@@ -24,7 +24,7 @@ from gatenorm_export.cli.executor_options import add_executor, check_executor_op
 from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output
 from gatenorm_export.cli.outputs import add_out
-from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.errors import ExitCode, UsageError
 from gatenorm_export.kept_work import forget
 from gatenorm_export.progress import Progress
 from gatenorm_export.records.bench import BenchReport
@@ -139,7 +139,7 @@ def _request(args: argparse.Namespace) -> BenchRequest:
     from gatenorm_export.benching import BenchRequest
 
     if args.control is not None and len(args.pruned) > 1:
-        raise InputError("--control holds one pruned model against one native model; name one pruned model")
+        raise UsageError("--control holds one pruned model against one native model; name one pruned model")
     return BenchRequest(
         batches=_numbers("--batch", args.batch),
         sequences=_numbers("--sequence", args.sequence) if args.sequence is not None else (),
@@ -177,7 +177,7 @@ def _gate(args: argparse.Namespace, baseline: Path | None) -> Gate | None:
 
     if baseline is None:
         if args.max_regression is not None or args.across_devices:
-            raise InputError(
+            raise UsageError(
                 "--max-regression and --across-devices belong to --baseline; name the results to compare with"
             )
         return None
@@ -188,7 +188,7 @@ def _gate(args: argparse.Namespace, baseline: Path | None) -> Gate | None:
 def _beside(out: Path | None) -> Path:
     """The folder of one result, where an executor keeps what it has done."""
     if out is None:
-        raise InputError("an executor keeps what it has done beside the results; name a place for them with -o")
+        raise UsageError("an executor keeps what it has done beside the results; name a place for them with -o")
     return out.parent if out.suffix == ".json" else out
 
 
@@ -255,7 +255,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if not re.fullmatch(r"[1-9]\d{0,6}", part):
-            raise InputError(f"{option} {text!r}: {part!r} is no number from 1 on; write 128,512")
+            raise UsageError(f"{option} {text!r}: {part!r} is no number from 1 on; write 128,512")
     return tuple(int(part) for part in parts)
 
 
@@ -266,9 +266,9 @@ def _options(args: argparse.Namespace, name: str) -> dict[str, Any]:
         return given
     for option, value in given.items():
         if value is not None:
-            raise InputError(f"--{option} belongs to --backend torch; {name} takes models as they are")
+            raise UsageError(f"--{option} belongs to --backend torch; {name} takes models as they are")
     if args.graphs is None:
         return {}
     if not name.startswith("tensorrt"):
-        raise InputError(f"--graphs belongs to engines; {name} measures the graphs themselves")
+        raise UsageError(f"--graphs belongs to engines; {name} measures the graphs themselves")
     return {"graphs": tuple(args.graphs)}

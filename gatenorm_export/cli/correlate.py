@@ -14,7 +14,8 @@ from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output, add_tower
 from gatenorm_export.cli.outputs import add_out
-from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.cli.values import whole
+from gatenorm_export.errors import ExitCode
 from gatenorm_export.kept_work import forget, kept_beside
 from gatenorm_export.records import CorrelationReport
 
@@ -39,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_out(parser, "a folder (correlation.json and correlation.svg in it) or a .json file")
     parser.add_argument(
-        "--max-text-tokens", type=int, default=2048, metavar="N", help="tokens of the text to use (default: 2048)"
+        "--max-text-tokens", type=whole(1), default=2048, metavar="N", help="tokens of the text to use (default: 2048)"
     )
     parser.add_argument(
         "--drop", type=int, metavar="N", help="compare the N lowest layers (default: a quarter of all, at least one)"
@@ -55,8 +56,6 @@ def run(args: argparse.Namespace) -> int:
     from gatenorm_export.correlating import CorrelationRequest, correlate_model, correlation_svg
     from gatenorm_export.sources import resolve_model
 
-    if args.max_text_tokens < 1:
-        raise InputError(f"--max-text-tokens {args.max_text_tokens}: give a number of tokens, such as 2048")
     spec = resolve_model(args.model, progress=terminal.progress)
     request = CorrelationRequest(
         text=args.text, max_text_tokens=args.max_text_tokens, cut=args.drop, tower=args.tower, command=args.command

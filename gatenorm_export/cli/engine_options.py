@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import UsageError
 
 if TYPE_CHECKING:
     from gatenorm_export.building import BuildOptions
@@ -57,7 +57,8 @@ def build_options(args: argparse.Namespace) -> BuildOptions:
     """The options of a build that :func:`add_build` describes.
 
     Raises:
-        InputError: the profile file or the list of compute capabilities cannot be read.
+        InputError: the profile file cannot be read.
+        UsageError: the list of compute capabilities cannot be read.
     """
     from gatenorm_export.building import BuildOptions, default_cache, load_overrides
 
@@ -75,5 +76,5 @@ def _capabilities(text: str) -> tuple[str, ...]:
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
     for entry in entries:
         if not re.fullmatch(r"\d+\.\d", entry):
-            raise InputError(f"--compute-capability {text}: {entry} is none; they look like 8.6")
+            raise UsageError(f"--compute-capability {text}: {entry} is none; they look like 8.6")
     return tuple(dict.fromkeys(entries))

@@ -37,7 +37,8 @@ def executor_of(args: argparse.Namespace, folder: Path, progress: Progress) -> I
     """The executor that the options name, its artifacts in ``folder``, until the block ends.
 
     Raises:
-        InputError: there is no such executor, or no cluster answers; resources cannot be read, or are for local.
+        UsageError: there is no such executor; resources cannot be read, or are for local.
+        InputError: no cluster answers.
         MissingPartError: ray is not installed.
     """
     from gatenorm_export.executing import open_executor
@@ -50,7 +51,7 @@ def check_executor_options(args: argparse.Namespace) -> None:
     """Find what is wrong with the options before any work.
 
     Raises:
-        InputError: see :func:`executor_of`.
+        UsageError: see :func:`executor_of`.
     """
     from gatenorm_export.executing import check_executor
 

@@ -10,12 +10,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from gatenorm_export.cli.manual import exit_codes
 from gatenorm_export.cli.outputs import outputs_held
-from gatenorm_export.errors import ExitCode, GateNormError
+from gatenorm_export.errors import ExitCode, GateNormError, UsageError
 
 VERBS = {
     "run": "the whole job: score, plan, export, prune, build, compare, report",
@@ -58,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # Only the verb that is asked for is imported: help and score must not wait for torch or pay for its import.
     asked = next((word for word in argv if not word.startswith("-")), None)
-    args = make_parser([asked] if asked is not None else []).parse_args(argv)
-    args.command = " ".join(["gatenorm", *argv])
     try:
+        args = make_parser([asked] if asked is not None else []).parse_args(argv)
+        args.command = " ".join(["gatenorm", *argv])
         with sigterm_interrupts(), outputs_held(args):
             return int(args.run(args))
     except GateNormError as error:
@@ -108,7 +109,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 def make_parser(verbs: Iterable[str] = tuple(VERBS)) -> argparse.ArgumentParser:
     """The parser of the command line, with the options of ``verbs``; the others are there by name alone."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gatenorm",
         description="Prune attention sublayers from transformers by their weights alone, and prove cost and gain.",
         epilog=_EPILOG,
@@ -122,6 +123,12 @@ def make_parser(verbs: Iterable[str] = tuple(VERBS)) -> argparse.ArgumentParser:
         if verb in configured:
             importlib.import_module(f"gatenorm_export.cli.{verb}").configure(subparser)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what every other error is said in, instead of in the usage and two lines."""
+        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 class _Version(argparse.Action):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatenorm_export.errors import InputError
+from gatenorm_export.cli.values import number, whole
+from gatenorm_export.errors import UsageError
 from gatenorm_export.planning import DropRequest, parse_layers
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def drop_request(args: argparse.Namespace) -> DropRequest:
     """The request that :func:`add_drop`'s options describe.
 
     Raises:
-        InputError: a list of layers cannot be read.
+        UsageError: a list of layers cannot be read.
     """
     return DropRequest(
         drop=args.drop,
@@ -76,12 +77,12 @@ def corpus_request(args: argparse.Namespace) -> CorpusRequest:
     """The texts that :func:`add_calibration`'s options name.
 
     Raises:
-        InputError: no text is left.
+        UsageError: no text is left.
     """
     from gatenorm_export.calibrating import CorpusRequest
 
     if args.no_shipped_text and args.calibration_text is None:
-        raise InputError("--no-shipped-text leaves no text; name one with --calibration-text")
+        raise UsageError("--no-shipped-text leaves no text; name one with --calibration-text")
     return CorpusRequest(args.calibration_text, shipped=not args.no_shipped_text)
 
 
@@ -110,11 +111,13 @@ def add_guard(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--budget",
-        type=float,
+        type=number(1.0),
         metavar="X",
         help="no removal may multiply perplexity by more than X (default: 1.05 for order, none for greedy)",
     )
-    group.add_argument("--candidates", type=int, metavar="K", help="only the K lowest scores may go (default: all)")
+    group.add_argument(
+        "--candidates", type=whole(1), metavar="K", help="only the K lowest scores may go (default: all)"
+    )
     group.add_argument(
         "--despite-failure", action="store_true", help="go on although the plan shows the signs of a ruined model"
     )
@@ -124,19 +127,15 @@ def guard_request(args: argparse.Namespace) -> GuardRequest | None:
     """The guard that :func:`add_guard`'s options describe; None without ``--guard``.
 
     Raises:
-        InputError: an option that means nothing without ``--guard``, or a value out of range.
+        UsageError: an option that means nothing without ``--guard``, or a value out of range.
     """
     if not args.guard:
         if args.budget is not None or args.candidates is not None or args.despite_failure or args.search != "greedy":
-            raise InputError("--search, --budget, --candidates and --despite-failure belong to --guard; add it")
+            raise UsageError("--search, --budget, --candidates and --despite-failure belong to --guard; add it")
         return None
     from gatenorm_export.calibrating import GuardRequest
     from gatenorm_export.repairs import parse_repair
 
-    if args.budget is not None and not args.budget >= 1.0:
-        raise InputError(f"--budget {args.budget:g}: a factor on perplexity is 1 or more, such as 1.05")
-    if args.candidates is not None and args.candidates < 1:
-        raise InputError(f"--candidates {args.candidates}: give a number of layers")
     return GuardRequest(
         search=args.search,
         budget=args.budget,
@@ -161,7 +160,7 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("comparison")
     group.add_argument("--text", type=Path, metavar="FILE", help="text to judge quality on (default: a shipped one)")
     group.add_argument(
-        "--max-text-tokens", type=int, default=2048, metavar="N", help="tokens of the text to use (default: 2048)"
+        "--max-text-tokens", type=whole(1), default=2048, metavar="N", help="tokens of the text to use (default: 2048)"
     )
     group.add_argument(
         "--images",
@@ -174,20 +173,22 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-latency", action="store_true", help="do not measure latency")
     limits = parser.add_argument_group("limits (missed: exit code 11)")
-    limits.add_argument("--max-ppl-ratio", type=float, metavar="X", help="perplexity, pruned over unpruned, at most X")
-    limits.add_argument("--max-kl", type=float, metavar="X", help="KL(base || pruned) in nats per token, at most X")
     limits.add_argument(
-        "--min-cosine", type=float, metavar="X", help="of an encoder's or vision tower's vectors, mean, at least X"
+        "--max-ppl-ratio", type=number(), metavar="X", help="perplexity, pruned over unpruned, at most X"
+    )
+    limits.add_argument("--max-kl", type=number(), metavar="X", help="KL(base || pruned) in nats per token, at most X")
+    limits.add_argument(
+        "--min-cosine", type=number(), metavar="X", help="of an encoder's or vision tower's vectors, mean, at least X"
     )
     limits.add_argument(
         "--min-agreement",
-        type=float,
+        type=number(),
         metavar="X",
         help="share of equal first choices (tokens, classes) or of a transcript's right tokens, at least X",
     )
     limits.add_argument(
         "--min-speedup",
-        type=float,
+        type=number(),
         metavar="X",
         help="decode speed, or the forward pass of what is no decoder, pruned over unpruned, at least X",
     )

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gatenorm_export.cli.values import number
 from gatenorm_export.locking import file_lock, folder_lock, sole_writer
 
 Locks = Callable[[argparse.Namespace], tuple[Path, ...]]
@@ -21,7 +22,7 @@ def add_out(parser: argparse.ArgumentParser, what: str, *, required: bool = Fals
     parser.add_argument("-o", "--out", type=Path, required=required, help=what)
     parser.add_argument(
         "--wait",
-        type=float,
+        type=number(0),
         default=0.0,
         metavar="SECONDS",
         help="how long to wait where another gatenorm is writing the same output (default: 0, exit code 14 at once)",

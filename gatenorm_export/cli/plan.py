@@ -23,7 +23,7 @@ from gatenorm_export.cli.options import (
     guard_request,
 )
 from gatenorm_export.cli.outputs import add_out
-from gatenorm_export.errors import ExitCode, InputError, RefusedError
+from gatenorm_export.errors import ExitCode, RefusedError, UsageError
 from gatenorm_export.graphs import graph_file
 from gatenorm_export.records import LayerScores, PrunePlan
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         from gatenorm_export.calibrating import CACHE_NAME, guarded_plan
 
         if args.graph is None:
-            raise InputError("--guard measures on a graph; name the unpruned one with --graph")
+            raise UsageError("--guard measures on a graph; name the unpruned one with --graph")
         plan = guarded_plan(
             scores,
             graph_file(args.graph),
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
 def _check_unguarded(args: argparse.Namespace) -> None:
     """Refuse options that would be ignored."""
     if args.graph is not None or args.calibration_text is not None or args.no_shipped_text:
-        raise InputError("--graph and the calibration text belong to --guard; add it, or leave them out")
+        raise UsageError("--graph and the calibration text belong to --guard; add it, or leave them out")
     if args.repair != "none":
-        raise InputError("--repair is given to `gatenorm prune`; `plan` needs it with --guard only, to measure with it")
+        raise UsageError("--repair is given to `gatenorm prune`; `plan` needs it with --guard only, to measure with it")
 
 
 def plan_line(plan: PrunePlan) -> str:

@@ -11,7 +11,7 @@ from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_calibration, add_kv_names, add_output, add_repair, corpus_request
 from gatenorm_export.cli.outputs import add_out
-from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.errors import ExitCode, UsageError
 from gatenorm_export.records import PrunedGraph, PrunePlan
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _repaired(args: argparse.Namespace, graph: Path, drop: tuple[int, ...], term
     repair = parse_repair(args.repair)
     if repair.nothing:
         if args.calibration_text is not None or args.no_shipped_text:
-            raise InputError("the calibration text is for --repair; add it, or leave the text out")
+            raise UsageError("the calibration text is for --repair; add it, or leave the text out")
         return None
     from gatenorm_export.calibrating import fit_plan
 

@@ -30,7 +30,7 @@ from gatenorm_export.cli.outputs import add_out, folders
 from gatenorm_export.cli.plan import guard_lines, plan_line
 from gatenorm_export.cli.score import add_model, score_table
 from gatenorm_export.cli.tables import comparison_tables, exit_code_of
-from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.errors import ExitCode, UsageError
 from gatenorm_export.locking import file_lock
 from gatenorm_export.run_folder import GRAPHS
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from gatenorm_export.repairs import parse_repair
 
     if args.calibration_text is not None and not args.guard and args.repair == "none":
-        raise InputError("the calibration text is for --guard and --repair; add one, or leave the text out")
+        raise UsageError("the calibration text is for --guard and --repair; add one, or leave the text out")
 
     request = RunRequest(
         model=args.model,

@@ -16,7 +16,7 @@ from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_output, add_tower
 from gatenorm_export.cli.outputs import add_out
-from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.errors import ExitCode, UsageError
 from gatenorm_export.planning import DropRequest, parse_layers, rank_layers
 from gatenorm_export.records import LayerScores
 
@@ -80,12 +80,12 @@ def name_patterns(args: argparse.Namespace) -> NamePatterns | None:
     """The names that :func:`add_patterns`'s options give.
 
     Raises:
-        InputError: only one of the two is given.
+        UsageError: only one of the two is given.
     """
     if args.q_pattern is None and args.k_pattern is None:
         return None
     if args.q_pattern is None or args.k_pattern is None:
-        raise InputError("--q-pattern and --k-pattern belong together; give both")
+        raise UsageError("--q-pattern and --k-pattern belong together; give both")
     from gatenorm_export.architectures import NamePatterns
 
     return NamePatterns(args.q_pattern, args.k_pattern)
@@ -149,14 +149,14 @@ def _requests(args: argparse.Namespace) -> tuple[DropRequest, ...]:
         try:
             cuts = sorted({int(part) for part in args.drop.split(",")})
         except ValueError:
-            raise InputError(f"--drop {args.drop}: give a number, or several such as 8,16") from None
+            raise UsageError(f"--drop {args.drop}: give a number, or several such as 8,16") from None
         return tuple(DropRequest(drop=cut, protect=protect) for cut in cuts)
     if args.ratio is not None:
         return (DropRequest(ratio=args.ratio, protect=protect),)
     if args.layers is not None:
         return (DropRequest(layers=parse_layers(args.layers), protect=protect),)
     if protect:
-        raise InputError("--protect spares layers of a cut; give --drop or --ratio with it")
+        raise UsageError("--protect spares layers of a cut; give --drop or --ratio with it")
     return ()
 
 

@@ -18,7 +18,8 @@ from gatenorm_export.cli.executor_options import add_executor, check_executor_op
 from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_calibration, add_output, corpus_request
 from gatenorm_export.cli.outputs import add_out, folders
-from gatenorm_export.errors import ExitCode, InputError
+from gatenorm_export.cli.values import whole
+from gatenorm_export.errors import ExitCode, UsageError
 from gatenorm_export.planning import RANKINGS
 from gatenorm_export.records import SweepCell, SweepReport
 
@@ -66,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     judged = parser.add_argument_group("what is measured")
     judged.add_argument("--text", type=Path, metavar="FILE", help="text to judge quality on (default: a shipped one)")
     judged.add_argument(
-        "--max-text-tokens", type=int, default=2048, metavar="N", help="tokens of the text to use (default: 2048)"
+        "--max-text-tokens", type=whole(1), default=2048, metavar="N", help="tokens of the text to use (default: 2048)"
     )
     judged.add_argument("--no-latency", action="store_true", help="do not measure latency")
     add_calibration(parser)
@@ -85,15 +86,13 @@ def run(args: argparse.Namespace) -> int:
     drops = parse_drops(args.drops)
     ranks = tuple(parse_rank(part) for part in _parts("--rank", args.rank))
     repairs = tuple(parse_repair(part) for part in _parts("--repair", args.repair))
-    if args.max_text_tokens < 1:
-        raise InputError(f"--max-text-tokens {args.max_text_tokens}: give a number of tokens, such as 2048")
     asked = args.calibration_text is not None or args.no_shipped_text
     if asked and not any(rank.needs_text for rank in ranks) and all(repair.nothing for repair in repairs):
-        raise InputError("the calibration text is for cosine, guard and --repair; add one of them, or leave it out")
+        raise UsageError("the calibration text is for cosine, guard and --repair; add one of them, or leave it out")
     corpus = corpus_request(args)
     by_score = any(rank.kind == "gate-norm" for rank in ranks)
     if args.scores is not None and not by_score:
-        raise InputError("--scores is for the ranking gate-norm; add it to --rank, or leave the scores out")
+        raise UsageError("--scores is for the ranking gate-norm; add it to --rank, or leave the scores out")
     subject = prepare(args.model, args.out, scores=args.scores, needs_scores=by_score, progress=terminal.progress)
     request = SweepRequest(
         subject=subject,
@@ -121,12 +120,12 @@ def parse_drops(text: str) -> tuple[int, ...]:
     """Read numbers of layers such as ``1,4,8``.
 
     Raises:
-        InputError: no such list, or a number that is named twice.
+        UsageError: no such list, or a number that is named twice.
     """
     parts = _parts("--drops", text)
     for part in parts:
         if not re.fullmatch(r"\d{1,6}", part):
-            raise InputError(f"--drops {text!r}: {part!r} is no number of layers; write 1,4,8")
+            raise UsageError(f"--drops {text!r}: {part!r} is no number of layers; write 1,4,8")
     drops = [int(part) for part in parts]
     return tuple(drops) if len(set(drops)) == len(drops) else _twice("--drops", text, drops)
 
@@ -140,7 +139,7 @@ def _parts(option: str, text: str) -> list[str]:
 
 def _twice(option: str, text: str, parts: Sequence[object]) -> tuple[int, ...]:
     twice = next(part for index, part in enumerate(parts) if part in parts[:index])
-    raise InputError(f"{option} {text!r}: {twice} is named twice; name it once")
+    raise UsageError(f"{option} {text!r}: {twice} is named twice; name it once")
 
 
 def sweep_table(report: SweepReport) -> Table:

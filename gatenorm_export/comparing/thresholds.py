@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from gatenorm_export.errors import RefusedError
+from gatenorm_export.errors import RefusedError, UsageError
 from gatenorm_export.records import AnyQuality, Latency, Threshold
 
 
@@ -62,7 +62,8 @@ def check_limits(limits: Limits, quality: AnyQuality, latency: Latency | None) -
     """Judge each limit that was asked for. A measurement that is not a number never passes.
 
     Raises:
-        RefusedError: a limit does not apply to this measure, or a speed-up is asked for but latency was not measured.
+        RefusedError: a limit does not apply to this measure.
+        UsageError: a speed-up is asked for but latency was not measured.
     """
     refuse_limits(limits, quality.measure)
     checked = []
@@ -74,7 +75,7 @@ def check_limits(limits: Limits, quality: AnyQuality, latency: Latency | None) -
             checked.append(Threshold(name=name, limit=limit, measured=measured, passed=passed))
     if limits.min_speedup is not None:
         if latency is None:
-            raise RefusedError("--min-speedup needs latency; leave out --no-latency")
+            raise UsageError("--min-speedup needs latency; leave out --no-latency")
         _, speedup, _, _ = latency.main
         checked.append(
             Threshold(

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from gatenorm_export.comparing.latency import device_name
-from gatenorm_export.errors import InputError, needs
+from gatenorm_export.errors import UsageError, needs
 from gatenorm_export.evaluating.kept_answers import KeptAnswers
 from gatenorm_export.evaluating.models import EvaluatedModel, find_model, tokenizer_digest
 from gatenorm_export.kept_work import KeptWork
@@ -46,11 +46,11 @@ class EvaluationRequest:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise InputError("no task is named; --tasks takes names with commas between them, such as boolq,rte")
+            raise UsageError("no task is named; --tasks takes names with commas between them, such as boolq,rte")
         least = (("limit", self.limit, 1), ("num-fewshot", self.num_fewshot, 0), ("batch", self.batch, 1))
         for name, value, smallest in (*least, ("max-length", self.max_length, 2)):
             if value is not None and value < smallest:
-                raise InputError(f"--{name} {value} is too small; it starts at {smallest}")
+                raise UsageError(f"--{name} {value} is too small; it starts at {smallest}")
 
 
 def evaluate_models(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import UsageError
 from gatenorm_export.executing.local import LocalExecutor
 from gatenorm_export.executing.tasks import Executor, Resources
 from gatenorm_export.progress import Progress
@@ -23,7 +23,8 @@ def open_executor(
     """``local``, ``ray``, or ``ray://HOST:PORT``; artifacts are kept in ``folder``. What still runs at the end stops.
 
     Raises:
-        InputError: there is no such executor; no cluster answers; resources for the local one.
+        UsageError: there is no such executor; resources for the local one.
+        InputError: no cluster answers.
         MissingPartError: ray is not installed.
     """
     executor: Executor
@@ -45,29 +46,29 @@ def check_executor(name: str, resources: Resources | None) -> None:
     """Make sure that there is such an executor, before any work.
 
     Raises:
-        InputError: there is none, or resources are given to the one that has none.
+        UsageError: there is none, or resources are given to the one that has none.
     """
     if name not in {"local", "ray"} and not re.fullmatch(r"ray://[^\s/]+:\d{1,5}", name):
-        raise InputError(f"--executor {name}: there is no such; there are local, ray and ray://HOST:PORT")
+        raise UsageError(f"--executor {name}: there is no such; there are local, ray and ray://HOST:PORT")
     if name == "local" and resources is not None:
-        raise InputError("--ray-resources belong to --executor ray; name that, or leave them out")
+        raise UsageError("--ray-resources belong to --executor ray; name that, or leave them out")
 
 
 def parse_resources(text: str) -> Resources:
     """Read ``cpus=4,gpus=1,accelerator=H100,memory=16``, the memory in GiB; other names are a cluster's own.
 
     Raises:
-        InputError: not such a list.
+        UsageError: not such a list.
     """
     found: dict[str, Any] = {}
     custom: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
         if not name or name in found or name in custom:
-            raise InputError(f"--ray-resources {text!r}: {part.strip()!r}: write each as NAME=AMOUNT, once")
+            raise UsageError(f"--ray-resources {text!r}: {part.strip()!r}: write each as NAME=AMOUNT, once")
         if name == "accelerator":
             if not re.fullmatch(r"[A-Za-z0-9_.-]+", value):
-                raise InputError(f"--ray-resources {text!r}: {value!r} is no type of GPU; write accelerator=H100")
+                raise UsageError(f"--ray-resources {text!r}: {value!r} is no type of GPU; write accelerator=H100")
             found[name] = value
         elif name in {"cpus", "gpus", "memory"}:
             found[name] = _amount(text, part, value)
@@ -84,7 +85,7 @@ def _amount(text: str, part: str, value: str) -> float:
     except ValueError:
         amount = math.nan
     if not 0 < amount < math.inf:
-        raise InputError(f"--ray-resources {text!r}: {part.strip()!r} has no amount above 0; write cpus=4")
+        raise UsageError(f"--ray-resources {text!r}: {part.strip()!r} has no amount above 0; write cpus=4")
     if amount > 1 and amount != int(amount):
-        raise InputError(f"--ray-resources {text!r}: {part.strip()!r}: above 1 only whole numbers can be had")
+        raise UsageError(f"--ray-resources {text!r}: {part.strip()!r}: above 1 only whole numbers can be had")
     return int(amount) if amount == int(amount) else amount

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import UsageError
 from gatenorm_export.executing.model_files import checkpoint_inputs, engine_inputs, graph_inputs
 from gatenorm_export.executing.store import place_artifact
 from gatenorm_export.executing.tasks import Call, Executor, InputFile, Outcome, Task, input_file
@@ -114,10 +114,11 @@ def bench_task(
     command is left out, since it changes no result; whoever takes the report says what it was.
 
     Raises:
-        InputError: a file cannot be read; a control, which would be a third model.
+        InputError: a file cannot be read.
+        UsageError: a control, which would be a third model.
     """
     if request.control is not None:
-        raise InputError("--control holds one pruned model against one native model, in this process; leave it out")
+        raise UsageError("--control holds one pruned model against one native model, in this process; leave it out")
     options = dict(options or {})
     sides = _sides(base, pruned, backend)
     files = [*sides[0], *sides[1]]

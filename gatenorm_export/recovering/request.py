@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from gatenorm_export.records import RecoveryLoss
@@ -58,20 +58,20 @@ class RecoverRequest:
         """Refuse numbers that mean nothing.
 
         Raises:
-            InputError: one of them is out of its range.
+            UsageError: one of them is out of its range.
         """
         for name, least in (("rank", 1), ("batch", 1), ("window", 8), ("max_text_tokens", 64)):
             value = getattr(self, name)
             if value < least:
-                raise InputError(f"--{name.replace('_', '-')} {value}: too small; give {least} or more")
+                raise UsageError(f"--{name.replace('_', '-')} {value}: too small; give {least} or more")
         if self.steps is not None and self.steps < 1:
-            raise InputError(f"--steps {self.steps}: nothing would be trained; give 1 or more")
+            raise UsageError(f"--steps {self.steps}: nothing would be trained; give 1 or more")
         if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed}: not a seed; give 0 or more")
+            raise UsageError(f"--seed {self.seed}: not a seed; give 0 or more")
         for name in ("minutes", "learning_rate"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
-                raise InputError(f"--{name.replace('_', '-')} {value:g}: not a positive number; give one")
+                raise UsageError(f"--{name.replace('_', '-')} {value:g}: not a positive number; give one")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gatenorm_export.errors import MissingPartError, RefusedError
+from gatenorm_export.errors import MissingPartError, RefusedError, UsageError
 from gatenorm_export.scoring.gate_norm import (
     UNIT_FLOAT32,
     Exact,
@@ -46,14 +46,15 @@ def pick_device(asked: str) -> Device | None:
     """The GPU to compute on, None for numpy on the CPU. ``auto`` takes the first GPU that torch sees, if any.
 
     Raises:
-        RefusedError: ``asked`` is none of auto, cpu, cuda and cuda:N, or there is no such GPU.
+        UsageError: ``asked`` is none of auto, cpu, cuda and cuda:N.
+        RefusedError: there is no such GPU.
         MissingPartError: a GPU is asked for without torch.
     """
     if asked == "cpu":
         return None
     match = re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", asked)
     if match is None:
-        raise RefusedError(f"--device {asked}: there is no such device; give auto, cpu, cuda or cuda:N")
+        raise UsageError(f"--device {asked}: there is no such device; give auto, cpu, cuda or cuda:N")
     if asked == "auto" and not _may_have_gpu():
         return None
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.errors import InputError, RefusedError, UsageError
 from gatenorm_export.planning import RANKINGS, DropRequest, rank_layers
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import GuardReport, LayerScores, SweepOrder
@@ -40,11 +40,11 @@ def parse_rank(text: str) -> Rank:
     """Read the name of a ranking.
 
     Raises:
-        InputError: there is no such ranking; the text lists those that exist.
+        UsageError: there is no such ranking; the text lists those that exist.
     """
     match = re.fullmatch(r"(gate-norm|last|cosine|guard)|random:(\d{1,9})", text.strip())
     if match is None:
-        raise InputError(f"--rank {text.strip()!r}: there is no such ranking; there are {', '.join(RANKINGS)}")
+        raise UsageError(f"--rank {text.strip()!r}: there is no such ranking; there are {', '.join(RANKINGS)}")
     return Rank(match[1]) if match[1] else Rank("random", int(match[2]))
 
 
