@@ -159,10 +159,14 @@ def _moved_aside(staging: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def clear_left_overs(folder: Path) -> None:
-    """Remove what a process left in ``folder`` that was killed while it wrote; nobody may write there now."""
+def clear_left_overs(folder: Path, name: str | None = None) -> None:
+    """Remove what a process left in ``folder`` that was killed while it wrote; nobody may write there now.
+
+    With ``name`` only what was to become the file or folder of that name, which nobody else may write now.
+    """
+    unfinished = _UNFINISHED if name is None else re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.part")
     for path in folder.glob(".*"):
-        if _UNFINISHED.fullmatch(path.name) is None:
+        if unfinished.fullmatch(path.name) is None:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -70,8 +70,12 @@ def sole_writer(locks: Iterable[Path], *, command: str, wait_seconds: float = 0.
                 raise BusyError(f"{_shown(held_by_another)}: {_holder(held_by_another)}; {_ADVICE}")
             # Two that want the same locks and gave them up for each other must not meet again and again.
             time.sleep(_PAUSE_SECONDS * random.uniform(0.5, 1.5))
-        for folder in orphaned:
-            clear_left_overs(folder)
+        for lock in orphaned:
+            _clear_after(lock)
+        for lock in _of_the_killed(wanted):
+            with contextlib.ExitStack() as attempt:
+                if _taken(lock, attempt) is not None:
+                    _clear_after(lock)
         yield
 
 
@@ -81,14 +85,14 @@ _ADVICE = "let it end, give --wait SECONDS, or choose another output"
 def _first_busy(wanted: list[Path], command: str, attempt: contextlib.ExitStack, orphaned: list[Path]) -> Path | None:
     """Take what is wanted into ``attempt``; the first lock that another process holds, or None.
 
-    Folders that a process was writing as it died are put into ``orphaned``.
+    Those that a process held as it died are put into ``orphaned``.
     """
     for lock in wanted:
         handle = _taken(lock, attempt)
         if handle is None:
             return lock
-        if os.fstat(handle).st_size and lock.name == _FOLDER_LOCK:
-            orphaned.append(lock.parent)
+        if os.fstat(handle).st_size:
+            orphaned.append(lock)
         _sign(handle, command)
     # After ours are taken: of two that keep each other away, at least one sees the other.
     return next((rival for lock in wanted for rival in _rivals(lock) if rival not in wanted and _held(rival)), None)
@@ -98,6 +102,33 @@ def _rivals(lock: Path) -> list[Path]:
     if lock.name != _FOLDER_LOCK:
         return [folder_lock(lock.parent)]
     return [path for path in lock.parent.glob(f"{_PREFIX}*{_SUFFIX}") if path.name != _FOLDER_LOCK]
+
+
+def _of_the_killed(wanted: list[Path]) -> list[Path]:
+    """Locks of single files beside what is wanted that somebody signed and nobody holds: he died as he wrote."""
+    beside = (path for folder in {lock.parent for lock in wanted} for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+    found = sorted(path for path in beside if path.name != _FOLDER_LOCK and path not in wanted)
+    return [path for path in found if _signed(path) and not _held(path)]
+
+
+def _signed(lock: Path) -> bool:
+    try:
+        return lock.stat(follow_symlinks=False).st_size > 0
+    except OSError:
+        return False
+
+
+def _clear_after(lock: Path) -> None:
+    """Remove what the last holder of a lock, which is ours now, left unfinished."""
+    if lock.name == _FOLDER_LOCK:
+        clear_left_overs(lock.parent)
+        return
+    path = _locked_file(lock)
+    clear_left_overs(path.parent, path.name)
+    record = path.with_name(f"{path.name}.json")
+    # An engine's record is written under the engine's lock, unless somebody writes a file of that name for itself.
+    if not _held(file_lock(record)):
+        clear_left_overs(record.parent, record.name)
 
 
 def _taken(lock: Path, attempt: contextlib.ExitStack) -> int | None:
@@ -215,4 +246,8 @@ def _shown(lock: Path) -> str:
     """The output that a lock is of."""
     if lock.name == _FOLDER_LOCK:
         return str(lock.parent)
-    return str(lock.parent / lock.name.removeprefix(_PREFIX).removesuffix(_SUFFIX))
+    return str(_locked_file(lock))
+
+
+def _locked_file(lock: Path) -> Path:
+    return lock.parent / lock.name.removeprefix(_PREFIX).removesuffix(_SUFFIX)

@@ -155,6 +155,32 @@ def test_files_may_be_written_side_by_side_but_not_into_a_folder_that_is_being_w
     assert free(a, b, folder_lock(tmp_path))
 
 
+def test_what_a_killed_writer_of_one_file_left_goes_with_the_next_in_that_folder(tmp_path: Path) -> None:
+    """His temporary files and no others: not a neighbour's, not those of a name that only looks alike."""
+    lefts = [".a.engine.abcd_123.part", ".a.engine.json.abcd_123.part"]
+    others = [".b.engine.abcd_123.part", ".a.engine.old.abcd_123.part", ".a.engine.part", "a.engine", ".hidden"]
+
+    def leave(name: str) -> None:
+        (tmp_path / ".a.engine.12345678.part").mkdir(exist_ok=True)
+        for file in (*lefts, *others, ".a.engine.12345678.part/graph.onnx"):
+            (tmp_path / file).touch()
+        with held(file_lock(tmp_path / name)):
+            pass
+
+    def found() -> list[str]:
+        return sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock")
+
+    for next_lock in (file_lock(tmp_path / "a.engine"), file_lock(tmp_path / "c.engine"), folder_lock(tmp_path)):
+        leave("a.engine")
+        with sole_writer([next_lock], command="test"):
+            assert found() == sorted(others)
+        assert not list(tmp_path.glob(".gatenorm.*"))
+    # A file of the record's name that is being written for itself is left alone.
+    leave("a.engine")
+    with held(file_lock(tmp_path / "a.engine.json")), sole_writer([file_lock(tmp_path / "a.engine")], command="test"):
+        assert lefts[1] in found()
+
+
 def test_many_at_once_never_hold_a_folder_together(tmp_path: Path) -> None:
     """Also where the folder and its lock file come and go all the time."""
     (tmp_path / "counter").write_text("0")
