@@ -106,6 +106,8 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
         if request.flavour not in {"auto", "none"}:
             raise RefusedError(f"--flavour {request.flavour}: {no_engine_of(kind)}; leave it out")
         flavour, no_engines = None, no_engines if request.flavour == "none" else no_engine_of(kind)
+    if flavour is not None:
+        run.check_shapes(spec)
     run.export(spec)
     plan = run.plan(scores)
     run.prune(plan)
@@ -255,6 +257,13 @@ class _Run:
         self._ledger.stage("prune", decides, parents, produce)
         record = PrunedGraph.load(manifest_file(folder / self._graph))
         self._ledger.describe(n_layers=record.n_layers, layer_map=record.layer_map)
+
+    def check_shapes(self, spec: ModelSpec) -> None:
+        """Refuse engines that the model cannot fill before it is exported, where its config lies open."""
+        from gatenorm_export.building import settle_shapes
+
+        if Path(spec.path).is_dir():
+            settle_shapes(Path(spec.path), self._request.shapes)
 
     def build(self, flavour: Flavour) -> tuple[EngineArtifact, ...]:
         def produce() -> Iterable[Path]:

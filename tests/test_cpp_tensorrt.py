@@ -14,7 +14,7 @@ import cpp_programs
 import pytest
 from cpp_programs import Program, change, toy_bundle
 
-from gatenorm_export.building.profiles import ShapeRequest, make_profiles
+from gatenorm_export.building import ShapeRequest, make_profiles
 from gatenorm_export.bundling import Bundle
 
 pytestmark = pytest.mark.skipif(bool(cpp_programs.missing()), reason=cpp_programs.missing())

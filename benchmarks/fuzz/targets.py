@@ -38,8 +38,8 @@ def _resolve_whole(place: str) -> Target:
 
 def _read_for_build(root: Path) -> int:
     """What `build` reads before TensorRT is started."""
+    from gatenorm_export.building import ShapeRequest, make_profiles
     from gatenorm_export.building.network import read_network
-    from gatenorm_export.building.profiles import ShapeRequest, make_profiles
     from gatenorm_export.kinds import kind_of_graph
     from gatenorm_export.precision import graph_precision
 

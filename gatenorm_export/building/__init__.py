@@ -6,7 +6,8 @@ from gatenorm_export.building.flavours import Flavour, find_flavour
 from gatenorm_export.building.gpus import Gpu, find_gpu
 from gatenorm_export.building.opening import check_pair, check_runnable, open_engine, read_engine
 from gatenorm_export.building.profile_files import load_overrides
-from gatenorm_export.building.profiles import ShapeRequest, make_profiles
+from gatenorm_export.building.profiles import make_profiles
+from gatenorm_export.building.shapes import ShapeRequest, settle_shapes
 
 __all__ = [
     "BuildCache",
@@ -25,4 +26,5 @@ __all__ = [
     "make_profiles",
     "open_engine",
     "read_engine",
+    "settle_shapes",
 ]

@@ -21,8 +21,9 @@ from gatenorm_export.building.job import BuildJob
 from gatenorm_export.building.network import Network, read_network
 from gatenorm_export.building.opening import PORTABLE, record_file
 from gatenorm_export.building.profile_files import Overrides
-from gatenorm_export.building.profiles import ShapeRequest, make_profiles
+from gatenorm_export.building.profiles import make_profiles
 from gatenorm_export.building.resources import check_disk, check_memory
+from gatenorm_export.building.shapes import ShapeRequest
 from gatenorm_export.errors import OutputError, RefusedError
 from gatenorm_export.kinds import kind_of_graph, no_engine_of
 from gatenorm_export.precision import graph_precision, prepare_graph
@@ -84,7 +85,7 @@ def build_engine(
         raise RefusedError(f"{graph}: {reason}")
     if options.capabilities and flavour.name != "tensorrt-rtx":
         raise RefusedError(f"{flavour.name} builds for the GPU of this machine only; compute capabilities are RTX's")
-    profiles = make_profiles(graph, shapes, options.overrides)
+    profiles = make_profiles(graph, shapes, options.overrides, progress)
     with progress.task(f"digest {graph.name}"):
         network = read_network(graph)
     start = time.perf_counter()
@@ -98,7 +99,8 @@ def build_engine(
         record.save(record_file(engine))
         return record
     _check_resources(graph, engine, network, profiles, precision, options)
-    with tempfile.TemporaryDirectory(prefix=".gatenorm.", dir=_made(engine.parent)) as scratch:
+    # Under a name by which the next build of this engine finds what a killed one left.
+    with tempfile.TemporaryDirectory(prefix=f".{engine.name}.", suffix=".part", dir=_made(engine.parent)) as scratch:
         prepared = prepare_graph(
             graph,
             Path(scratch),
@@ -205,7 +207,7 @@ def _check_resources(
 
 
 def _shared(profiles: tuple[Profile, ...]) -> bool:
-    """Whether every profile fixes the step to one token, or none does; see ``SHARED_STEP``."""
+    """Whether every profile fixes the step to one token, or none does; see ``shapes.SHARED_STEP``."""
     steps = [bound.max[1:] == (1,) for profile in profiles for bound in profile.bounds if bound.input == TOKENS]
     return len(set(steps)) < 2
 

@@ -16,6 +16,9 @@ Bounds = Mapping[str, tuple[Shape, Shape, Shape]]
 Overrides = Mapping[str, Bounds]
 """Profile -> the inputs that the user gave bounds to."""
 
+LARGEST_LENGTH = 2**31 - 1
+"""TensorRT's dimensions are 32 bits wide where profiles and bindings give them."""
+
 KINDS = ("min", "opt", "max")
 _FORM = '{"decode": {"input_ids": {"min": [1, 1], "opt": [1, 1], "max": [8, 1]}}}'
 
@@ -27,7 +30,7 @@ def load_overrides(path: Path) -> Overrides:
     name is a further profile.
 
     Raises:
-        InputError: the file cannot be read, or is not of this form.
+        InputError: the file cannot be read, is not of this form, or has a length that TensorRT cannot count to.
     """
     found = parse_json(
         read_small(path),
@@ -53,6 +56,11 @@ def _bounds(where: str, value: Any) -> tuple[Shape, Shape, Shape]:
         # A boolean is an int in Python; JSON's true is no length.
         if not isinstance(shape, list) or any(type(length) is not int for length in shape):
             raise InputError(f"{where}: {kind} is a list of whole numbers, one a dimension, such as [1, 16]")
+        for axis, length in enumerate(shape):
+            if length > LARGEST_LENGTH:
+                raise InputError(
+                    f"{where}: {kind} is {length:,} in dimension {axis}; TensorRT counts to {LARGEST_LENGTH:,}"
+                )
         shapes.append(tuple(shape))
     return shapes[0], shapes[1], shapes[2]
 

@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gatenorm_export.building.decoder_lengths import in_one_vocabulary
 from gatenorm_export.building.graph_inputs import TOKENS, Inputs, Length, read_inputs
-from gatenorm_export.building.profile_files import Bounds, Overrides, check_bounds, check_sums
-from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.building.profile_files import LARGEST_LENGTH, Bounds, Overrides, Shape, check_bounds, check_sums
+from gatenorm_export.building.shapes import ShapeRequest, context_limit, settle_shapes
+from gatenorm_export.errors import RefusedError
+from gatenorm_export.progress import Progress
 from gatenorm_export.records import Profile, ProfileBounds
 
 PREFILL, DECODE = "prefill", "decode"
 
-SHARED_STEP = 2
-"""The longest step of the decode profile. Of a step fixed to 1, TensorRT-RTX 1.7 lays the matrices out in another way
-than for prefill and keeps both copies in the engine: 1,006.8 MB for SmolLM2-135M in fp32, where either profile alone
-takes 560 MB. With a range of 1 to 2 both profiles share one copy: 582.4 MB."""
 
-
-@dataclasses.dataclass(frozen=True)
-class ShapeRequest:
-    """The largest batch, the longest prompt, and the longest context (cache and new tokens), in tokens.
-
-    ``decode_step`` is the longest step of the decode profile. ``SHARED_STEP`` is the least with which both profiles
-    share the weights; 1 fixes the step, for kernels of one token, at the cost of a second copy of the matrices.
-    """
-
-    batch: int = 1
-    prompt: int = 512
-    context: int = 2048
-    decode_step: int = SHARED_STEP
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.prompt < 1 or self.context < 2 or self.decode_step < 1:
-            raise InputError(
-                f"profile bounds of batch {self.batch}, prompt {self.prompt}, context {self.context}, decode step "
-                f"{self.decode_step} are too small; batch, prompt and decode step start at 1, context at 2"
-            )
-        if self.prompt > self.context:
-            raise InputError(f"a prompt of {self.prompt} tokens does not fit a context of {self.context}")
-        if self.decode_step >= self.context:
-            raise InputError(f"a decode step of {self.decode_step} tokens does not fit a context of {self.context}")
-
-
-def make_profiles(graph: Path, request: ShapeRequest, overrides: Overrides | None = None) -> tuple[Profile, ...]:
+def make_profiles(
+    graph: Path, request: ShapeRequest, overrides: Overrides | None = None, progress: Progress | None = None
+) -> tuple[Profile, ...]:
     """Profiles ``prefill`` and ``decode``, with bounds of every input, and those that ``overrides`` add.
 
     Every dynamic length gets its bounds by what it is called (:func:`in_one_vocabulary`): the token input [b, s] names
@@ -56,19 +29,26 @@ def make_profiles(graph: Path, request: ShapeRequest, overrides: Overrides | Non
       in pieces; typical is half a prompt onto an empty cache;
     - decode: a step of 1 to ``decode_step`` onto a cache of 1 to ``context`` - 1; typical is one token onto half.
 
-    Bounds that ``overrides`` give to an input also hold for the same lengths of the inputs that they do not name.
+    Each length has bounds of its own, and the largest shapes of a profile have to fit each other as all others do. So
+    the mask of the decode profile goes up to ``context`` - 1 + ``decode_step``: a step of one reaches ``context``, and
+    a longer one that would pass it is for the client to leave out.
+
+    Prompt and context that the request leaves open follow from what the model takes (:func:`settle_shapes`), which
+    ``progress`` is told. Bounds that ``overrides`` give to an input also hold for the same lengths of the inputs that
+    they do not name.
 
     Raises:
         InputError: not an ONNX file.
-        RefusedError: a dynamic length cannot be told (polygraphy would quietly make it 1), or the overrides contradict
-            the graph: an unknown input, another rank, a fixed dimension, min > opt or opt > max, or two bounds for one
-            length.
+        RefusedError: a dynamic length cannot be told (polygraphy would quietly make it 1), there is no position in the
+            model's table for a token that is asked for, or the overrides contradict the graph: an unknown input,
+            another rank, a fixed dimension, min > opt or opt > max, or two bounds for one length.
     """
     inputs, pasts = in_one_vocabulary(graph, read_inputs(graph))
     overrides = overrides or {}
     profiles: dict[str, tuple[Mapping[str, int], ...]] = {}
     if TOKENS in inputs and len(inputs[TOKENS]) == 2:
-        profiles = _decoder_lengths(inputs, pasts, request)
+        pasts |= _summands(inputs, inputs[TOKENS][1].name) - {length.name for length in inputs[TOKENS]}
+        profiles = _decoder_lengths(inputs, pasts, settle_shapes(graph, request, progress))
     elif not overrides:
         raise RefusedError(
             f"{graph}: has no token input {TOKENS} [batch, step] to make profiles from; give the bounds of its inputs "
@@ -76,9 +56,12 @@ def make_profiles(graph: Path, request: ShapeRequest, overrides: Overrides | Non
         )
     names = dict.fromkeys((*profiles, *overrides))
     nothing: Bounds = {}
-    return tuple(
+    made = tuple(
         _profile(graph, name, inputs, profiles.get(name, ({}, {}, {})), overrides.get(name, nothing)) for name in names
     )
+    if profiles:
+        _check_table(graph, inputs, pasts, [profile for profile in made if profile.name in overrides])
+    return made
 
 
 def _decoder_lengths(
@@ -86,8 +69,10 @@ def _decoder_lengths(
 ) -> dict[str, tuple[Mapping[str, int], ...]]:
     """Each profile's least, typical and largest lengths by name."""
     batch, step = (length.name for length in inputs[TOKENS])
-    pasts |= _summands(inputs, step) - {batch, step}
-    top, half = request.batch, max(request.prompt // 2, 1)
+    prompt, context = request.prompt, request.context
+    assert prompt is not None
+    assert context is not None
+    top, half = request.batch, max(prompt // 2, 1)
 
     def lengths(n: int, s: int, past: int) -> Mapping[str, int]:
         plain = {name: value for name, value in ((batch, n), (step, s)) if name is not None}
@@ -97,12 +82,12 @@ def _decoder_lengths(
         PREFILL: (
             lengths(1, 1, 0),
             lengths(top, half, 0),
-            lengths(top, request.prompt, request.context - request.prompt),
+            lengths(top, prompt, context - prompt),
         ),
         DECODE: (
             lengths(1, 1, 1),
-            lengths(top, 1, max(request.context // 2, 1)),
-            lengths(top, request.decode_step, request.context - 1),
+            lengths(top, 1, max(context // 2, 1)),
+            lengths(top, request.decode_step, context - 1),
         ),
     }
 
@@ -113,6 +98,33 @@ def _summands(inputs: Inputs, step: str | None) -> frozenset[str]:
     return frozenset(
         name for length in lengths if step in length.names and length.name is None for name in length.names
     )
+
+
+def _check_table(graph: Path, inputs: Inputs, pasts: frozenset[str], given: Sequence[Profile]) -> None:
+    """Refuse bounds of the user's own by which every step, or every cache, may lead beyond a table of positions.
+
+    Raises:
+        RefusedError: they do.
+    """
+    limit = context_limit(graph) if given else None
+    if limit is None or not limit.table:
+        return
+    for profile in given:
+        bounds = {bound.input: bound for bound in profile.bounds}
+        least, most = bounds[TOKENS].min[1], bounds[TOKENS].max[1]
+        cached = 0
+        for entry, shape in inputs.items():
+            for length, high in zip(shape, bounds[entry].max, strict=True):
+                if length.name in pasts:
+                    cached = max(cached, high)
+                elif length.name is None and pasts & set(length.names):
+                    # A mask, past + step.
+                    cached = max(cached, high - most)
+        if max(least + cached, most) > limit.tokens:
+            raise RefusedError(
+                f"{graph}: profile {profile.name}: a step of {least:,} to {most:,} tokens onto a cache of up to "
+                f"{cached:,} is too long: {limit}; give smaller bounds"
+            )
 
 
 def _profile(graph: Path, name: str, inputs: Inputs, lengths: tuple[Mapping[str, int], ...], given: Bounds) -> Profile:
@@ -141,8 +153,18 @@ def _profile(graph: Path, name: str, inputs: Inputs, lengths: tuple[Mapping[str,
             else check_sums(where, entry, shape, kind, given[entry], place)
             for kind, place in enumerate(known)
         )
+        _check_size(where, entry, most)
         made.append(ProfileBounds(input=entry, min=least, opt=typical, max=most))
     return Profile(name=name, bounds=tuple(made))
+
+
+def _check_size(where: str, entry: str, most: Shape) -> None:
+    for axis, length in enumerate(most):
+        if length > LARGEST_LENGTH:
+            raise RefusedError(
+                f"{where}: dimension {axis} of input {entry} goes up to {length:,}; TensorRT counts to "
+                f"{LARGEST_LENGTH:,}, ask for less"
+            )
 
 
 def _value(where: str, entry: str, axis: int, length: Length, known: Mapping[str, int], given: Bounds) -> int:

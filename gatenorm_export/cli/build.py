@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from gatenorm_export.cli.batches import BATCH_NAME, batch_folder, batch_table, names_of, remembering
 from gatenorm_export.cli.console import Terminal
-from gatenorm_export.cli.engine_options import add_build, build_options
+from gatenorm_export.cli.engine_options import add_build, add_profiles, build_options, shape_request
 from gatenorm_export.cli.engine_view import built_line, preparation_lines
 from gatenorm_export.cli.executor_options import add_executor, check_executor_options
 from gatenorm_export.cli.manual import describe
-from gatenorm_export.cli.options import add_flavour, add_output, add_profiles, shape_request
+from gatenorm_export.cli.options import add_flavour, add_output
 from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.graphs import GRAPH_NAME

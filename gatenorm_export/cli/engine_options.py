@@ -7,12 +7,51 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gatenorm_export.cli.values import whole
 from gatenorm_export.errors import UsageError
 
 if TYPE_CHECKING:
-    from gatenorm_export.building import BuildOptions
+    from gatenorm_export.building import BuildOptions, ShapeRequest
 
 PRECISIONS = ("as-is", "fp32", "fp16", "bf16", "fp8", "int4")
+
+
+def add_profiles(parser: argparse.ArgumentParser) -> None:
+    """The bounds of the engine's optimisation profiles."""
+    group = parser.add_argument_group("engine profiles")
+    group.add_argument("--batch", type=whole(1), default=1, metavar="N", help="largest batch (default: 1)")
+    group.add_argument(
+        "--prompt",
+        type=whole(1),
+        metavar="N",
+        help="longest prompt in tokens (default: 512, or one token less than the context)",
+    )
+    group.add_argument(
+        "--context",
+        type=whole(2),
+        metavar="N",
+        help="longest context in tokens, prompt and answer (default: 2048, or what the model takes by its config.json; "
+        "more than a table of positions has is refused)",
+    )
+    group.add_argument(
+        "--decode-step",
+        type=whole(1),
+        default=2,
+        metavar="N",
+        help="longest step of the decode profile in tokens; 1 fixes it, and the engine then holds the matrices "
+        "twice (default: 2)",
+    )
+
+
+def shape_request(args: argparse.Namespace) -> ShapeRequest:
+    """The profile bounds that :func:`add_profiles`'s options describe.
+
+    Raises:
+        UsageError: prompt or step do not fit the context.
+    """
+    from gatenorm_export.building import ShapeRequest
+
+    return ShapeRequest(args.batch, args.prompt, args.context, args.decode_step)
 
 
 def add_build(parser: argparse.ArgumentParser) -> None:

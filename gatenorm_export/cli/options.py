@@ -12,7 +12,6 @@ from gatenorm_export.errors import UsageError
 from gatenorm_export.planning import DropRequest, parse_layers
 
 if TYPE_CHECKING:
-    from gatenorm_export.building import ShapeRequest
     from gatenorm_export.calibrating import CorpusRequest, GuardRequest
     from gatenorm_export.comparing.compare import ComparisonRequest
 
@@ -224,26 +223,3 @@ def add_flavour(parser: argparse.ArgumentParser, *, choices: Sequence[str], defa
         default=default,
         help=f"which TensorRT (default: {default or 'the installed one'})",
     )
-
-
-def add_profiles(parser: argparse.ArgumentParser) -> None:
-    """The bounds of the engine's optimisation profiles."""
-    group = parser.add_argument_group("engine profiles")
-    group.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch (default: 1)")
-    group.add_argument("--prompt", type=int, default=512, metavar="N", help="longest prompt in tokens (default: 512)")
-    group.add_argument("--context", type=int, default=2048, metavar="N", help="longest context in tokens (2048)")
-    group.add_argument(
-        "--decode-step",
-        type=int,
-        default=2,
-        metavar="N",
-        help="longest step of the decode profile in tokens; 1 fixes it, and the engine then holds the matrices "
-        "twice (default: 2)",
-    )
-
-
-def shape_request(args: argparse.Namespace) -> ShapeRequest:
-    """The profile bounds that :func:`add_profiles`'s options describe."""
-    from gatenorm_export.building import ShapeRequest
-
-    return ShapeRequest(args.batch, args.prompt, args.context, args.decode_step)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gatenorm_export.cli.bundle import bundle_lines
 from gatenorm_export.cli.console import Terminal
-from gatenorm_export.cli.engine_options import add_build, build_options
+from gatenorm_export.cli.engine_options import add_build, add_profiles, build_options, shape_request
 from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import (
     add_calibration,
@@ -17,14 +17,12 @@ from gatenorm_export.cli.options import (
     add_guard,
     add_kv_names,
     add_output,
-    add_profiles,
     add_repair,
     add_tower,
     comparison_request,
     corpus_request,
     drop_request,
     guard_request,
-    shape_request,
 )
 from gatenorm_export.cli.outputs import add_out, folders
 from gatenorm_export.cli.plan import guard_lines, plan_line
