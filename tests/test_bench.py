@@ -16,6 +16,7 @@ from model_zoo import row
 
 from gatenorm_export.benching import BenchRequest, backend_for, bench_markdown, bench_tables, open_backend, run_bench
 from gatenorm_export.benching.clocks import busy, read_clocks
+from gatenorm_export.benching.control import within
 from gatenorm_export.benching.engine_model import EngineModel
 from gatenorm_export.benching.memory import ProcessMemory
 from gatenorm_export.benching.protocol import STEPS, Point
@@ -171,6 +172,32 @@ def test_a_control_that_differs_in_structure_fails() -> None:
     slower = run_bench(backend, backend.pair(), request).control
     assert slower is not None
     assert (slower.passed, slower.differences) == (False, ())
+    assert "is slower by more than 2%" in slower.sentence
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "passed"),
+    [
+        (0.985, 1.015, True),
+        (0.985, 1.3, None),
+        (0.7, 1.015, None),
+        (0.9, 1.1, None),
+        (0.9, 0.97, False),
+        # Faster than one without those layers: the two are not what a control compares.
+        (1.03, 1.2, False),
+    ],
+)
+def test_a_control_holds_by_its_whole_interval(low: float, high: float, passed: bool | None) -> None:
+    assert within(low, high, 0.02) is passed
+
+
+def test_a_control_that_is_not_decided_has_an_exit_code_and_advice(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gatenorm_export.benching.control.speedup_of", lambda *_, order: (1.0, 0.9, 1.1))
+    assert bench(*pair, *QUICK, "--control", pair[1]) == ExitCode.UNDECIDED == 15
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is not decided: native over pruned time 1.000 (0.900 to 1.100); measure more, with --repeats" in said
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,11 @@ def hold_to_baseline(
     """Compare row by row.
 
     A row fails by a measure when its median lost more than ``limit`` and the interval of the loss lies above zero, so
-    that noise alone does not fail a pipeline. Measures are the ratio (pruned over base time, both against their
-    baselines) and, on the same device, where the machine was idle both times, the pruned model's median. A row of the
-    baseline that was not measured fails too: a gate that it could slip through would be none.
+    that noise alone does not fail a pipeline. It is not decided where a loss of more than the limit lies in an interval
+    so wide that a loss of just the limit would not have lifted it above zero: there the gate could not fail. Measures
+    are the ratio (pruned over base time, both against their baselines) and, on the same device, where the machine was
+    idle both times, the pruned model's median. A row of the baseline that was not measured fails too: a gate that it
+    could slip through would be none.
 
     Raises:
         RefusedError: see :func:`check_comparable` and :func:`check_rows`.
@@ -118,6 +120,7 @@ def hold_to_baseline(
     rows = tuple(_moved(then[key], row, limit, ratio_only=alone) for key, row in now.items() if key in then)
     missing = tuple(row.name for key, row in then.items() if key not in now)
     slower = [row for row in rows if row.slower]
+    undecided = [row for row in rows if row.undecided and not row.slower]
     notes = [f"measured across devices, by ratios alone: {'; '.join(differs)}"] if differs else []
     if loaded:
         notes.append(
@@ -140,8 +143,8 @@ def hold_to_baseline(
         missing=missing,
         added=tuple(row.name for key, row in now.items() if key not in then),
         notes=tuple(notes),
-        passed=not slower and not missing,
-        sentence=_sentence(len(rows), slower, missing, limit),
+        passed=False if slower or missing else None if undecided else True,
+        sentence=_sentence(len(rows), slower, undecided, missing, limit),
     )
 
 
@@ -174,6 +177,7 @@ def _moved(then: BenchRow, now: BenchRow, limit: float, *, ratio_only: bool) -> 
         p50_low=None if ratio_only else p50[1],
         p50_high=None if ratio_only else p50[2],
         slower=tuple(name for name, (middle, low, _) in judged.items() if middle > limit and low > 0),
+        undecided=tuple(name for name, change in judged.items() if _undecided(*change, limit)),
         faster=any(middle < -limit and high < 0 for middle, _, high in judged.values()),
     )
 
@@ -184,13 +188,31 @@ def _change(middle: float, *widths: float) -> tuple[float, float, float]:
     return math.expm1(middle), math.expm1(middle - half), math.expm1(middle + half)
 
 
-def _sentence(n_rows: int, slower: list[MovedRow], missing: tuple[str, ...], limit: float) -> str:
-    if not slower and not missing:
-        return f"held: none of {n_rows} rows is more than {limit:.1%} slower than the baseline"
+def _undecided(middle: float, low: float, high: float, limit: float) -> bool:
+    """Whether more than the limit may have been lost, and a loss of the limit alone would not have been seen."""
+    if middle > limit and low > 0:
+        return False
+    half = (math.log1p(high) - math.log1p(low)) / 2
+    return high > limit and half >= math.log1p(limit)
+
+
+def _sentence(
+    n_rows: int, slower: list[MovedRow], undecided: list[MovedRow], missing: tuple[str, ...], limit: float
+) -> str:
     parts = []
+    if undecided:
+        named = "; ".join(f"{row.name} by {' and '.join(row.undecided)}" for row in undecided)
+        parts.append(
+            f"of {len(undecided)} of {n_rows} rows the intervals are too wide to see a loss of {limit:.1%}: {named}; "
+            "measure more, with --repeats or --max-minutes, or on a quieter machine, the baseline too"
+        )
+    if not slower and not missing:
+        if undecided:
+            return f"not decided: {parts[0]}"
+        return f"held: none of {n_rows} rows is more than {limit:.1%} slower than the baseline"
     if slower:
         named = "; ".join(f"{row.name} by {' and '.join(row.slower)}" for row in slower)
-        parts.append(f"{len(slower)} of {n_rows} rows are more than {limit:.1%} slower than the baseline: {named}")
+        parts.insert(0, f"{len(slower)} of {n_rows} rows are more than {limit:.1%} slower than the baseline: {named}")
     if missing:
         parts.append(f"{len(missing)} rows of the baseline were not measured: {'; '.join(missing)}")
     return f"REGRESSION: {'. '.join(parts)}"

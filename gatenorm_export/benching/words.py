@@ -184,14 +184,17 @@ def bench_tables(report: BenchReport) -> list[Table | str]:
 
 
 def gate_tables(gate: GateReport) -> list[Table | str]:
-    """Rows that moved beyond the limit, either way, and what is missing."""
+    """Rows that moved beyond the limit, either way, or may have, and what is missing."""
     from rich.table import Table
 
     table = Table(title=f"Against {gate.baseline}, at most {gate.max_regression:.1%} slower", title_justify="left")
     for column in ("row", "ratio: time, pruned over base", "p50 of pruned", ""):
         table.add_column(column)
     for row in gate.rows:
-        if row.slower or row.faster:
+        if row.slower or row.faster or row.undecided:
+            said = "faster"
+            if row.slower or row.undecided:
+                said = f"{'SLOWER' if row.slower else 'not decided'} by {' and '.join(row.slower or row.undecided)}"
             p50 = "–"
             if row.p50_change is not None and row.p50_low is not None and row.p50_high is not None:
                 p50 = (
@@ -202,7 +205,7 @@ def gate_tables(gate: GateReport) -> list[Table | str]:
                 row.name,
                 f"{row.ratio_change:+.1%} ({row.ratio_low:+.1%} to {row.ratio_high:+.1%})",
                 p50,
-                f"SLOWER by {' and '.join(row.slower)}" if row.slower else "faster",
+                said,
             )
     shown: list[Table | str] = [table] if table.row_count else []
     shown += [f"MISSING: {name} is in the baseline and was not measured" for name in gate.missing]

@@ -16,6 +16,7 @@ from gatenorm_export.cli.bench_results import (
     Gate,
     as_object,
     cells,
+    exit_code,
     gate_lines,
     shown,
 )
@@ -58,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                 "gatenorm bench out/base out/pruned --baseline results.json --max-regression 3%",
             ),
         ),
-        codes=(ExitCode.THRESHOLD, ExitCode.REGRESSION),
+        codes=(ExitCode.THRESHOLD, ExitCode.REGRESSION, ExitCode.UNDECIDED),
     )
     parser.add_argument("base", type=Path, help="the unpruned graph or engine; with torch, a checkpoint")
     parser.add_argument(
@@ -85,13 +86,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="in turns, or one model after the other where memory does not hold both (default: auto)",
     )
-    measured.add_argument("--control", type=Path, metavar="NATIVE", help="a model made without those layers")
+    measured.add_argument(
+        "--control",
+        type=Path,
+        metavar="NATIVE",
+        help="a model made without those layers; whether the pruned one is within 2 %% of it (if not: exit code 11, "
+        "not decided: 15)",
+    )
     measured.add_argument(
         "--graphs", type=Path, nargs=2, metavar=("BASE", "PRUNED"), help="the graphs that engines were built from"
     )
     measured.add_argument("--device", choices=("cpu", "cuda"), help="of torch (default: a GPU if there is one)")
     measured.add_argument("--precision", choices=("fp32", "fp16", "bf16"), help="of torch (default: fp32, GPU fp16)")
-    gate = parser.add_argument_group("regression gate (failed: exit code 12)")
+    gate = parser.add_argument_group("regression gate (failed: exit code 12, not decided: 15)")
     gate.add_argument(
         "--baseline",
         type=Path,
@@ -128,11 +135,12 @@ def run(args: argparse.Namespace) -> int:
     gates = {name: places[name].judge(report) for name, report in reports.items()}
     rows = {name: cells(report, gates[name]) for name, report in reports.items()}
     objects = {name: as_object(report, gates[name]) for name, report in reports.items()}
-    lost = [gate for gate in gates.values() if gate is not None and not gate.passed]
+    judged = [gate for gate in gates.values() if gate is not None]
+    lost = [gate for gate in judged if not gate.passed]
     table = batch_table(summary, f"Speed-ups over {args.base}", COLUMNS, rows)
     terminal.result(summary.to_object() | {"benches": objects}, table, *gate_lines(lost))
     batch.raise_failures()
-    return int(ExitCode.REGRESSION if lost else ExitCode.OK)
+    return int(exit_code([gate.passed for gate in judged]))
 
 
 def _request(args: argparse.Namespace) -> BenchRequest:
@@ -244,11 +252,8 @@ def _end(args: argparse.Namespace, terminal: Terminal, place: BenchPlace, report
         terminal.say(f"wrote {args.out}")
     gate = place.judge(report)
     terminal.result(as_object(report, gate), *shown(report, gate))
-    if gate is not None and not gate.passed:
-        return int(ExitCode.REGRESSION)
-    if report.control is not None and report.control.passed is False:
-        return int(ExitCode.THRESHOLD)
-    return int(ExitCode.OK)
+    gates = [gate.passed] if gate is not None else []
+    return int(exit_code(gates, [report.control.passed] if report.control is not None else []))
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

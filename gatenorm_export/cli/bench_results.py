@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 
 from gatenorm_export.artifacts import write_text
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.kept_work import kept_beside
 from gatenorm_export.records.bench import BenchReport, GateReport
 
@@ -118,9 +118,21 @@ def gate_lines(gates: Iterable[GateReport]) -> list[RenderableType]:
     return [line for gate in gates for line in gate_tables(gate)]
 
 
+def exit_code(gates: Collection[bool | None], controls: Collection[bool | None] = ()) -> ExitCode:
+    """What the verdicts of gates and of controls mean together; None is one that is not decided.
+
+    A check that was asked for and not decided is no success: the pipeline would go on as if it had passed.
+    """
+    if False in gates:
+        return ExitCode.REGRESSION
+    if False in controls:
+        return ExitCode.THRESHOLD
+    return ExitCode.UNDECIDED if None in (*gates, *controls) else ExitCode.OK
+
+
 def cells(report: BenchReport, gate: GateReport | None) -> tuple[str, ...]:
     """The row of one of several, by ``COLUMNS``."""
     speedups = {found.phase: f"{found.speedup:.3f} ({found.low:.2f}–{found.high:.2f})" for found in report.speedups}
-    verdict = "–" if gate is None else "held" if gate.passed else "REGRESSION"
+    verdict = "–" if gate is None else {True: "held", False: "REGRESSION", None: "not decided"}[gate.passed]
     layers = ",".join(map(str, report.dropped)) or "–"
     return layers, speedups.get("prefill", "–"), speedups.get("decode", "–"), verdict

@@ -187,7 +187,7 @@ class Control(Part):
     """The pruned model beside one that was made without those layers from the start.
 
     ``differences`` are those of structure, in words; ``ratio`` is native over pruned time, all rows together.
-    ``passed`` is None where the interval reaches across the tolerance.
+    ``passed`` says that the whole interval lies within the tolerance; None where only a part of it does.
     """
 
     native: str
@@ -242,7 +242,8 @@ class MovedRow(Part):
     """How a row changed against a baseline, as relative changes with 95 % intervals; positive is slower.
 
     ``ratio_change`` is of the pruned model's time over its base's, ``p50_change`` of the pruned model's median alone,
-    None where devices differ. ``slower`` names the measures by which it lost more than the limit.
+    None where devices differ. ``slower`` names the measures by which it lost more than the limit, ``undecided`` those
+    whose interval is too wide to tell.
     """
 
     phase: Phase
@@ -259,6 +260,7 @@ class MovedRow(Part):
     p50_low: float | None
     p50_high: float | None
     slower: tuple[Literal["ratio", "p50"], ...]
+    undecided: tuple[Literal["ratio", "p50"], ...] = ()
     faster: bool
 
     @property
@@ -268,7 +270,7 @@ class MovedRow(Part):
 
 
 class GateReport(Record):
-    """A bench held against a baseline."""
+    """A bench held against a baseline. ``passed`` is None where no row is slower, and one is not decided."""
 
     kind: Literal["bench-gate"] = "bench-gate"
     baseline: str
@@ -279,5 +281,5 @@ class GateReport(Record):
     """Rows of the baseline that were not measured now."""
     added: tuple[str, ...]
     notes: tuple[str, ...]
-    passed: bool
+    passed: bool | None
     sentence: str
