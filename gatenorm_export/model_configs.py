@@ -12,6 +12,7 @@ from gatenorm_export.records import ModelSpec
 from gatenorm_export.small_files import read_object
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+CONFIG_NAMES = (CONFIG, GENERATION_CONFIG, GENAI_CONFIG)
 
 # A size has another key in some families: GPT-2, GPT-J, MPT, BLOOM and their like.
 _POSITIONS = (
@@ -132,7 +133,7 @@ def read_configs(files: Mapping[str, Path]) -> ModelConfigs:
     Raises:
         InputError: one is no JSON object.
     """
-    return ModelConfigs(*(_read(files.get(name)) for name in (CONFIG, GENERATION_CONFIG, GENAI_CONFIG)))
+    return ModelConfigs(*(_read(files.get(name)) for name in CONFIG_NAMES))
 
 
 def configs_in(folder: Path) -> ModelConfigs:
@@ -141,8 +142,7 @@ def configs_in(folder: Path) -> ModelConfigs:
     Raises:
         InputError: one is no JSON object.
     """
-    names = (CONFIG, GENERATION_CONFIG, GENAI_CONFIG)
-    return read_configs({name: folder / name for name in names if (folder / name).is_file()})
+    return read_configs({name: folder / name for name in CONFIG_NAMES if (folder / name).is_file()})
 
 
 def configs_of(folder: Path, spec: ModelSpec | None) -> ModelConfigs:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from bench_cases import FakeBackend
+from engine_cases import write_graph
 
-from gatenorm_export.errors import InputError
+from gatenorm_export.benching import BenchRequest, run_bench
+from gatenorm_export.benching.protocol import STEPS
+from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.executing.model_files import graph_inputs
 from gatenorm_export.model_configs import configs_from, configs_in, configs_of
 from gatenorm_export.records import ModelSpec
 
@@ -62,3 +68,19 @@ def test_the_checkpoint_s_config_stands_in_for_an_absent_one(tmp_path: Path) -> 
     (tmp_path / "graph" / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config\.json: not a JSON object"):
         configs_of(tmp_path / "graph", spec)
+
+
+def test_a_bench_beyond_a_table_is_refused_before_it_begins() -> None:
+    backend = FakeBackend()
+    pair = dataclasses.replace(backend.pair(), table_of_positions=8 + STEPS)
+    assert run_bench(backend, pair, BenchRequest(sequences=(8,), repeats=8)).rows
+    backend.log.clear()
+    with pytest.raises(RefusedError, match=r"--sequence 9: .* a table of 24 positions; give 8 at most"):
+        run_bench(backend, pair, BenchRequest(sequences=(9, 4), repeats=8))
+    assert backend.log == []
+
+
+def test_configs_go_with_a_graph_to_another_machine(tmp_path: Path) -> None:
+    """There a build and a bench have to know the same limits."""
+    graph = write_graph(write_config(tmp_path, {"model_type": "gpt2"}) / "g.onnx")
+    assert [file.name for file in graph_inputs(graph, "graph")] == ["graph/g.onnx", "graph/config.json"]

@@ -19,7 +19,7 @@ from gatenorm_export.benching.protocol import LOADINGS, STEPS, Backend, Pair, Po
 from gatenorm_export.benching.roofline import roofline_row
 from gatenorm_export.benching.statistics import Order, speedup_of, timing_of
 from gatenorm_export.benching.words import verdict
-from gatenorm_export.errors import UsageError
+from gatenorm_export.errors import RefusedError, UsageError
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records.bench import (
     BenchReport,
@@ -79,7 +79,7 @@ def run_bench(
     report removes it.
 
     Raises:
-        RefusedError: the runtime failed in the middle.
+        RefusedError: a length passes the model's table of positions, or the runtime failed in the middle.
         OutputError: ``kept_at`` cannot be written.
     """
     progress = progress or Quiet()
@@ -167,11 +167,21 @@ def run_control(
 
 
 def bench_points(backend: Backend, pair: Pair, request: BenchRequest) -> list[Point]:
-    """All prefills, then all decodes. Default lengths stop where the model's context does."""
+    """All prefills, then all decodes. Default lengths stop where the model's context does.
+
+    Raises:
+        RefusedError: a length, and the tokens that decode adds to it, pass the model's table of positions.
+    """
     sequences = request.sequences
     if not sequences:
         most = pair.longest - STEPS if pair.longest is not None else max(backend.sequences)
         sequences = tuple(length for length in backend.sequences if length <= most) or (max(most // 2, 1),)
+    table = pair.table_of_positions
+    if table is not None and max(sequences) + STEPS > table:
+        raise RefusedError(
+            f"--sequence {max(sequences)}: decode adds {STEPS} tokens, and the model has a table of {table:,} "
+            f"positions; give {table - STEPS} at most"
+        )
     phases: tuple[Phase, ...] = ("prefill", "decode")
     return [Point(*found) for found in itertools.product(phases, request.batches, sequences)]
 

@@ -64,13 +64,15 @@ class OrtCpu:
         has_cache = _kv_bytes(graphs[0]) > 0
         # Of a base with a cache, a pruned graph without one has lost all attention, and decodes on its mask alone.
         sides = [self._side(graph, decodes=has_cache) for graph in graphs]
+        configs = configs_beside(graphs[0])
         return Pair(
             sides[0],
             sides[1],
             lineage.n_layers,
             lineage.dropped,
             lineage.plan_sha256,
-            longest=configs_beside(graphs[0]).max_positions,
+            longest=configs.max_positions,
+            table_of_positions=configs.table_of_positions,
         )
 
     def control(self, native: Path, pair: Pair) -> Side:

@@ -119,6 +119,8 @@ class Pair:
     longest: int | None = None
     """The context that the model's config names, in tokens; a default length never passes it."""
     notes: tuple[str, ...] = ()
+    table_of_positions: int | None = None
+    """How many positions the model has where they are a table; nothing runs beyond."""
 
 
 class Backend(Protocol):

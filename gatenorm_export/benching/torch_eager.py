@@ -21,7 +21,7 @@ from gatenorm_export.benching.timers import CudaEvents, Timer, WallClock
 from gatenorm_export.benching.torch_model import TorchModel, torch_work
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.kinds import kind_of
-from gatenorm_export.model_configs import ModelConfigs
+from gatenorm_export.model_configs import configs_from
 from gatenorm_export.provenance import require_model
 from gatenorm_export.records import ModelSpec
 from gatenorm_export.records.bench import BenchDevice, Probe, Work
@@ -81,13 +81,15 @@ class TorchEager:
         require_model(plan, spec, where=str(base))
         load = partial(_from_checkpoint, spec, TORCH_TYPES[self.precision], self.where)
         modules = adapter_for(spec.architecture).tower(plan.tower)
+        configs = configs_from(_config(spec))
         sides = self.sides(load, _on_meta(spec), modules, str(base), plan.drop, sha256=spec.digest)
         return Pair(
             *sides,
             n_layers=plan.n_layers,
             dropped=plan.drop,
             plan_sha256=sha256_of(pruned),
-            longest=ModelConfigs(_config(spec).to_dict(), {}, {}).max_positions,
+            longest=configs.max_positions,
+            table_of_positions=configs.table_of_positions,
         )
 
     def sides(
@@ -106,7 +108,7 @@ class TorchEager:
         """
         itemsize = ITEMSIZE[TORCH_TYPES[self.precision]]
         size = itemsize * sum(parameter.numel() for parameter in counted.parameters())
-        unknown = mixture_of_experts(ModelConfigs(counted.config.to_dict(), {}, {}))
+        unknown = mixture_of_experts(configs_from(counted.config))
 
         def side(layers: tuple[int, ...]) -> Side:
             def loaded() -> BenchModel:

@@ -7,10 +7,13 @@ from pathlib import Path
 from gatenorm_export.errors import needs
 from gatenorm_export.executing.tasks import InputFile, input_file
 from gatenorm_export.graphs import external_tensors, manifest_file
+from gatenorm_export.model_configs import CONFIG_NAMES
 
 
 def graph_inputs(graph: Path, folder: str) -> tuple[InputFile, ...]:
-    """A graph, its data files and its manifest, under ``folder`` of the task's inputs; the graph comes first.
+    """A graph, its data files, its manifest and the model's configs, under ``folder`` of the task's inputs.
+
+    The graph comes first.
 
     Raises:
         MissingPartError: onnx-ir is not installed.
@@ -25,6 +28,9 @@ def graph_inputs(graph: Path, folder: str) -> tuple[InputFile, ...]:
     manifest = manifest_file(graph)
     if manifest.is_file():
         files.append(input_file(manifest, f"{folder}/{manifest.name}"))
+    # How long a context may be stands there.
+    configs = [graph.parent / name for name in CONFIG_NAMES]
+    files += [input_file(config, f"{folder}/{config.name}") for config in configs if config.is_file()]
     return tuple(files)
 
 
