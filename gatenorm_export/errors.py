@@ -85,9 +85,13 @@ class TamperedError(InputError):
 
 
 class MissingPartError(GateNormError):
-    """A package that this stage needs is not installed; the message names the extra that brings it."""
+    """A package that this stage needs is not installed; the message names ``extra``, which brings it, or what to do."""
 
     exit_code = ExitCode.MISSING_PART
+
+    def __init__(self, text: str, extra: str | None = None) -> None:
+        super().__init__(text)
+        self.extra = extra
 
 
 class RefusedError(GateNormError):
@@ -133,6 +137,10 @@ def needs(extra: str, what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise MissingPartError(
-            f'{what} needs more than is installed: pip install "gatenorm[{extra}]" ({error})'
-        ) from error
+        raise MissingPartError(f"{what} needs more than is installed: {pip_install(extra)} ({error})", extra) from error
+
+
+def pip_install(*extras: str) -> str:
+    """The command that brings these extras, or gatenorm alone."""
+    named = f"[{','.join(extras)}]" if any(extras) else ""
+    return f'pip install "gatenorm{named}"'

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bundle_cases import toy_folder
 from test_repository import HEAVY
 
+from gatenorm_export.bundling import BundleRequest, make_bundle
 from gatenorm_export.cli.main import VERBS, main
 from gatenorm_export.doctoring import STAGES, examine, packages_of, requirements
+from gatenorm_export.doctoring.lacking import extras_lacking
 from gatenorm_export.errors import ExitCode, InputError
 from gatenorm_export.records.doctor import DoctorReport, PartFinding, StageFinding
 
@@ -25,6 +28,10 @@ gatenorm[onnx]; extra == "ort"
 onnxruntime>=1.20; extra == "ort"
 gatenorm[onnx]; extra == "export"
 torch>=2.6; extra == "export"
+gatenorm[onnx]; extra == "ort-gpu"
+onnxruntime-gpu>=1.20; extra == "ort-gpu"
+ray>=2.9; extra == "ray"
+fsspec>=2024; extra == "remote"
 """.splitlines()
 INSTALLED = {"numpy": "2.4.6", "onnx": "1.10.0", "onnxruntime-gpu": "1.22.0+cu13"}
 
@@ -40,9 +47,11 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(requirements.importlib.metadata, "requires", lambda name: DECLARED)
     monkeypatch.setattr(requirements.importlib.metadata, "version", version)
-    packages_of.cache_clear()
+    for found in (packages_of, requirements.modules_of):
+        found.cache_clear()
     yield
-    packages_of.cache_clear()
+    for found in (packages_of, requirements.modules_of):
+        found.cache_clear()
 
 
 def stage(report: DoctorReport, name: str) -> StageFinding:
@@ -71,6 +80,47 @@ def test_a_stage_tells_what_it_lacks_and_the_command_that_brings_it(pretended: N
     assert export.remedies[0] == 'pip install "gatenorm[export,ort]"'
     assert part(report, "torch", "package").state == "missing"
     assert part(report, "onnx", "package").state == "unfit"
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "first", "lacking"),
+    [
+        ("run", {}, "onnx", ("export", "ort")),
+        ("correlate", {}, "onnx", ("export",)),
+        ("bundle", {}, "onnx", ("ort",)),
+        ("verify", {"model": None}, "onnx", ("ort",)),
+        ("verify", {"model": "m"}, "onnx", ("export", "ort")),
+        ("prune", {"repair": "none"}, "onnx", ("onnx",)),
+        ("prune", {"repair": "linear"}, "onnx", ("export", "ort")),
+        ("sweep", {"executor": "local"}, "onnx", ("export", "ort")),
+        ("sweep", {"executor": "ray://host:1"}, "onnx", ("export", "ort", "ray")),
+        ("score", {}, "remote", ("remote",)),
+        ("score", {}, "export", ("export",)),
+        ("bench", {"backend": None}, "ort", ("ort",)),
+        ("bench", {"backend": "torch"}, "export", ("export",)),
+        ("bench", {"backend": "ort-cuda"}, "ort-gpu", ("ort-gpu", "export")),
+        ("report", {}, "onnx", ("onnx",)),
+    ],
+)
+def test_a_message_names_every_extra_that_the_verb_lacks(
+    pretended: None, verb: str, options: dict[str, str], first: str, lacking: tuple[str, ...]
+) -> None:
+    assert extras_lacking(verb, options, first) == lacking
+
+
+@pytest.fixture
+def bundled(tmp_path: Path) -> Path:
+    """A bundle, made before another environment is pretended."""
+    make_bundle(BundleRequest(toy_folder(tmp_path / "toy"), tmp_path / "bundle"))
+    return tmp_path / "bundle"
+
+
+def test_the_command_line_names_them_all(
+    bundled: Path, pretended: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    assert main(["verify", str(bundled), "--quiet"]) == ExitCode.MISSING_PART
+    assert 'reading ONNX needs more than is installed: pip install "gatenorm[ort]"' in capfd.readouterr().err
 
 
 def test_the_stages_are_those_of_the_verbs_and_the_extras_those_of_the_package() -> None:

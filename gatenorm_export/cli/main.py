@@ -16,7 +16,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 
 from gatenorm_export.cli.manual import exit_codes
 from gatenorm_export.cli.outputs import outputs_held
-from gatenorm_export.errors import ExitCode, GateNormError, UsageError
+from gatenorm_export.errors import ExitCode, GateNormError, MissingPartError, UsageError, pip_install
 
 VERBS = {
     "run": "the whole job: score, plan, export, prune, build, compare, report",
@@ -59,16 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # Only the verb that is asked for is imported: help and score must not wait for torch or pay for its import.
     asked = next((word for word in argv if not word.startswith("-")), None)
+    args = argparse.Namespace(verb=asked)
     try:
         args = make_parser([asked] if asked is not None else []).parse_args(argv)
         args.command = " ".join(["gatenorm", *argv])
         with sigterm_interrupts(), outputs_held(args):
             return int(args.run(args))
+    except MissingPartError as error:
+        return _lacks_part(args, error)
     except GateNormError as error:
         _complain(str(error))
         return int(error.exit_code)
     except ModuleNotFoundError as error:
-        return _lacks_module(error)
+        return _lacks_module(args, error)
     except KeyboardInterrupt:
         _complain("interrupted; finished stages are kept, nothing half-written is")
         return int(ExitCode.INTERRUPTED)
@@ -82,7 +85,19 @@ def _complain(text: str) -> None:
     sys.stderr.write(f"gatenorm: {' '.join(text.split())}\n")
 
 
-def _lacks_module(error: ModuleNotFoundError) -> int:
+def _lacks_part(args: argparse.Namespace, error: MissingPartError) -> int:
+    """What a stage found missing, with every extra that the command needs in the place of the first one."""
+    text = str(error)
+    if error.extra is not None:
+        from gatenorm_export.doctoring.lacking import extras_lacking
+
+        lacking = extras_lacking(args.verb, vars(args), error.extra)
+        text = text.replace(pip_install(error.extra), pip_install(*lacking))
+    _complain(text)
+    return int(error.exit_code)
+
+
+def _lacks_module(args: argparse.Namespace, error: ModuleNotFoundError) -> int:
     """Name the extra that brings a module which a stage found missing; what no extra brings is a defect."""
     from gatenorm_export.doctoring.requirements import extra_of
 
@@ -90,8 +105,8 @@ def _lacks_module(error: ModuleNotFoundError) -> int:
     extra = extra_of(module)
     if extra is None:
         raise error
-    _complain(f'this needs {module}, which is not installed: pip install "gatenorm[{extra}]"; see gatenorm doctor')
-    return int(ExitCode.MISSING_PART)
+    needs = f"this needs {module}, which is not installed: {pip_install(extra)}; see gatenorm doctor"
+    return _lacks_part(args, MissingPartError(needs, extra))
 
 
 @contextlib.contextmanager

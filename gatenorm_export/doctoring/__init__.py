@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gatenorm_export.doctoring.requirements import Package, packages_of
 from gatenorm_export.doctoring.stages import STAGES, Stage
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import InputError, pip_install
 from gatenorm_export.records.doctor import DoctorReport, PartFinding, StageFinding
 
 __all__ = ["STAGES", "Stage", "examine", "packages_of", "stage_names"]
@@ -94,7 +94,7 @@ def _package_part(package: Package, extra: str) -> PartFinding:
         state="ready" if package.fits else "missing" if package.version is None else "unfit",
         version=package.version,
         detail=package.wanted,
-        remedy=None if package.fits else _pip([extra]),
+        remedy=None if package.fits else pip_install(extra),
     )
 
 
@@ -108,7 +108,7 @@ def _judge(stage: Stage, found: dict[str, PartFinding]) -> StageFinding:
     # What an extra brings and does not load is not in the extra's versions, but in the runtime.
     if "ort" in stage.extras and "ort" not in extras and found["onnxruntime"].state != "ready":
         missing.insert(0, found["onnxruntime"])
-    remedies = ([_pip(extras)] if extras else []) + [part.remedy for part in missing if part.remedy is not None]
+    remedies = ([pip_install(*extras)] if extras else []) + [part.remedy for part in missing if part.remedy is not None]
     return StageFinding(
         name=stage.name,
         verb=stage.verb,
@@ -117,8 +117,3 @@ def _judge(stage: Stage, found: dict[str, PartFinding]) -> StageFinding:
         lacks=tuple(dict.fromkeys([*lacks, *(f"{part.name}: {part.detail}" for part in missing)])),
         remedies=tuple(dict.fromkeys(remedies)),
     )
-
-
-def _pip(extras: list[str]) -> str:
-    named = f"[{','.join(extras)}]" if any(extras) else ""
-    return f'pip install "gatenorm{named}"'

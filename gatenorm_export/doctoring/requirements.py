@@ -68,6 +68,17 @@ def packages_of(extra: str) -> tuple[Package, ...]:
     return tuple(found.values())
 
 
+@functools.cache
+def modules_of(extra: str) -> frozenset[str]:
+    """What ``gatenorm[extra]`` brings, by the first of the packages that bring the same module.
+
+    Raises:
+        MissingPartError: see :func:`packages_of`.
+    """
+    first = {other: name for name, others in _SAME_MODULE.items() for other in others}
+    return frozenset(first.get(package.name, package.name) for package in packages_of(extra))
+
+
 def extra_of(module: str) -> str | None:
     """The first extra that brings a module; None where none does."""
     wanted = _DISTRIBUTIONS.get(module, module.replace("_", "-"))

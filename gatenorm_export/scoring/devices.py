@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gatenorm_export.errors import MissingPartError, RefusedError, UsageError
+from gatenorm_export.errors import MissingPartError, RefusedError, UsageError, pip_install
 from gatenorm_export.scoring.gate_norm import (
     UNIT_FLOAT32,
     Exact,
@@ -62,7 +62,7 @@ def pick_device(asked: str) -> Device | None:
     except ImportError as error:
         if asked == "auto":
             return None
-        raise MissingPartError(f'--device {asked} needs torch: pip install "gatenorm[export]"') from error
+        raise MissingPartError(f"--device {asked} needs torch: {pip_install('export')}", "export") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     number = int(match[1] or 0)
     if number < count:
