@@ -13,7 +13,16 @@ from test_comparing import WORDS
 
 from gatenorm_export.benching.ort_cpu import OrtCpu
 from gatenorm_export.benching.protocol import Pair
-from gatenorm_export.building import BuildOptions, Flavour, Gpu, ShapeRequest, build_engine, find_flavour, find_gpu
+from gatenorm_export.building import (
+    BuildOptions,
+    Flavour,
+    Gpu,
+    ShapeRequest,
+    build_engine,
+    find_flavour,
+    find_gpu,
+    opening,
+)
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import Limits, engine_accuracy, engine_latency, engine_pair, measure_latency
 from gatenorm_export.comparing.compare import ComparisonRequest, compare_graphs
@@ -189,6 +198,27 @@ def test_a_damaged_engine_is_bad_input(folder: Path, tmp_path: Path, capfd: pyte
     code = main(["compare", *map(str, [*arguments, *engines])])
     assert code == ExitCode.BAD_INPUT
     assert "is cut off" in capfd.readouterr().err
+
+
+def test_engines_of_another_version_are_refused_without_a_gpu_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where they would be loaded; on a machine without TensorRT nothing tells, and nothing is run."""
+    monkeypatch.setattr(engine_pair, "find_gpu", lambda: None)
+    built = find_flavour("tensorrt-rtx")
+    monkeypatch.setattr(opening, "find_flavour", lambda name: Flavour(built.name, "1.99"))
+    assert compare(folder, "base", "pruned", "-o", tmp_path / "out") == ExitCode.REFUSED
+    said = capfd.readouterr().err
+    assert f"base.engine: was built by tensorrt-rtx {built.version}, and 1.99 is installed" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+    def absent(name: str) -> Flavour:
+        raise MissingPartError(f"{name} is not installed")
+
+    monkeypatch.setattr(opening, "find_flavour", absent)
+    engines = engine_pair.read_engine_pair(folder / "base.engine", folder / "pruned.engine")
+    assert engines.base_record.flavour_version == built.version
 
 
 def test_an_engine_for_another_gpu_is_refused_when_named_and_left_out_when_not(

@@ -80,12 +80,7 @@ def check_runnable(path: Path, record: EngineArtifact) -> None:
         MissingPartError: the engine's TensorRT is not installed.
         RefusedError: it was built by another version or for another GPU, or there is no GPU.
     """
-    flavour = find_flavour(record.flavour)
-    if flavour.version != record.flavour_version:
-        raise RefusedError(
-            f"{path}: was built by {record.flavour} {record.flavour_version}, and {flavour.version} is installed; an "
-            "engine runs on the version that built it, build it again"
-        )
+    check_version(path, record)
     gpu = find_gpu()
     if gpu is None:
         raise RefusedError(
@@ -94,6 +89,21 @@ def check_runnable(path: Path, record: EngineArtifact) -> None:
         )
     if not _fits(record, gpu):
         raise RefusedError(f"{path}: was built for {_built_for(record)}, and this machine has {gpu}; build it again")
+
+
+def check_version(path: Path, record: EngineArtifact) -> None:
+    """Hold an engine against the TensorRT that is installed. Needs no GPU.
+
+    Raises:
+        MissingPartError: the engine's TensorRT is not installed.
+        RefusedError: it was built by another version.
+    """
+    flavour = find_flavour(record.flavour)
+    if flavour.version != record.flavour_version:
+        raise RefusedError(
+            f"{path}: was built by {record.flavour} {record.flavour_version}, and {flavour.version} is installed; an "
+            "engine runs on the version that built it, build it again"
+        )
 
 
 def _fits(record: EngineArtifact, gpu: Gpu) -> bool:

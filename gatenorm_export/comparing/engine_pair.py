@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from gatenorm_export.building import check_pair, check_runnable, find_gpu, read_engine
+from gatenorm_export.building import check_pair, check_runnable, check_version, find_gpu, read_engine
 from gatenorm_export.building.network import read_network
 from gatenorm_export.comparing.engine_accuracy import Found, accuracy_record, check_engine
 from gatenorm_export.comparing.graph_pair import GraphPair
-from gatenorm_export.errors import GateNormError, RefusedError
+from gatenorm_export.errors import GateNormError, MissingPartError, RefusedError
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import EngineAccuracy, EngineArtifact
 
@@ -42,10 +43,15 @@ def read_engine_pair(base: Path, pruned: Path) -> EnginePair:
 
     Raises:
         InputError: one is missing, damaged, or no engine.
-        RefusedError: they are swapped, of different parents, or not built alike.
+        RefusedError: they are swapped, of different parents, not built alike, or by another version of their TensorRT
+            than is installed.
     """
     pair = EnginePair(base, pruned, read_engine(base), read_engine(pruned))
     check_pair(*pair.records)
+    # Without TensorRT, as without a GPU, there is still something to tell: sizes and what conversion cost.
+    with contextlib.suppress(MissingPartError):
+        for path, record in zip((base, pruned), pair.records, strict=True):
+            check_version(path, record)
     return pair
 
 
