@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gatenorm_export.benching.protocol import LOADINGS, Pair, Point, Side
+from gatenorm_export.cli.main import main
+from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records.bench import BenchDevice, BenchReport, BenchRow, BenchSide, Clocks, Probe, Timing, Work
 
 WORK = Work(
@@ -24,6 +26,22 @@ WORK = Work(
 DEVICE = BenchDevice(
     backend="fake", runtime="fake 1", device="none", driver=None, threads=1000, timer="counter", memory="process"
 )
+
+
+DROP = (1, 2)
+"""What is removed from the pairs of graphs."""
+QUICK = ["--sequence", "8", "--repeats", "8", "--quiet"]
+
+
+def bench(*arguments: object) -> int:
+    """The exit code of ``gatenorm bench``."""
+    return main(["bench", *map(str, arguments)])
+
+
+def graph_pair(base: Path, folder: Path) -> tuple[Path, Path]:
+    """A graph and the one that is pruned from it, in ``folder``, without the layers ``DROP``."""
+    prune_graph(base, folder, layers=DROP, plan_sha256="a" * 64)
+    return base, folder / "model.onnx"
 
 
 class FakeModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,21 @@ def short_probe() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gatenorm_export.benching.ort_cpu.PROBE_SECONDS", 0.05)
         yield
+
+
+@pytest.fixture(scope="module")
+def settled_heap() -> Iterator[None]:
+    """What is loaded already is left out of garbage collection, which bench asks for at each loading of a model.
+
+    With the objects of torch's and transformers' modules each takes a third of a second.
+    """
+    import torch  # noqa: F401
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bench_cases import DEVICE, bench_report, bench_row, faster, timing
+from bench_cases import DEVICE, QUICK, bench, bench_report, bench_row, faster, graph_pair, timing
 
 from gatenorm_export.benching import gate_tables, hold_to_baseline, parse_regression, read_baseline
 from gatenorm_export.cli.bench_results import exit_code
-from gatenorm_export.cli.main import main
 from gatenorm_export.errors import ExitCode, InputError, RefusedError
-from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records.bench import BenchReport, Clocks, GateReport
+
+pytestmark = pytest.mark.usefixtures("settled_heap")
 
 
 def held(now: BenchReport, then: BenchReport, limit: float = 0.03, *, across: bool = False) -> GateReport:
@@ -212,60 +212,70 @@ def test_damaged_baselines(damage, tmp_path: Path) -> None:
         read_baseline(tmp_path / "none.json")
 
 
-def test_the_command_fails_with_12_and_still_writes_its_results(exported, tmp_path, capsys) -> None:
-    _, base, _ = exported("llama-gqa")
-    prune_graph(base, tmp_path / "pruned", layers=(1,))
-    call = ["bench", str(base), str(tmp_path / "pruned"), "--sequence", "8", "--repeats", "8", "--quiet"]
-    assert main([*call, "-o", str(tmp_path / "now.json")]) == 0
-    report = BenchReport.load(tmp_path / "now.json")
-    faster(report, 1e6).save(tmp_path / "fast.json")
-    faster(report, 1e-6).save(tmp_path / "slow.json")
-    capsys.readouterr()
-    gate = [
-        "--baseline",
-        str(tmp_path / "fast.json"),
-        "--max-regression",
-        "3%",
-        "-o",
-        str(tmp_path / "r.json"),
-        "--json",
-    ]
-    assert main([*call, *gate]) == ExitCode.REGRESSION == 12
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["gate"]["passed"] is False
+@pytest.fixture(scope="module")
+def place(exported, tmp_path_factory) -> Path:
+    """A folder with a pruned graph; ``now.json``, which was measured on it; and baselines, fast and slow."""
+    folder = tmp_path_factory.mktemp("gate")
+    base, pruned = graph_pair(exported("llama-gqa")[1], folder / "pruned")
+    assert bench(base, pruned, *QUICK, "-o", folder / "now.json") == 0
+    report = BenchReport.load(folder / "now.json")
+    faster(report, 1e6).save(folder / "fast.json")
+    faster(report, 1e-6).save(folder / "slow.json")
+    return folder
+
+
+@pytest.fixture
+def again(place: Path, exported, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The arguments of that bench, whose figures are then those of ``now.json``."""
+    report = BenchReport.load(place / "now.json")
+    monkeypatch.setattr("gatenorm_export.benching.run_bench", lambda *_, **__: report)
+    return [exported("llama-gqa")[1], place / "pruned", *QUICK]
+
+
+def test_the_command_fails_with_12_and_still_writes_its_results(place: Path, again, tmp_path: Path, capsys) -> None:
+    gate = ["--baseline", place / "fast.json", "--max-regression", "3%"]
+    assert bench(*again, *gate, "-o", tmp_path / "r.json", "--json") == ExitCode.REGRESSION == 12
+    assert json.loads(capsys.readouterr().out)["gate"]["passed"] is False
     assert BenchReport.load(tmp_path / "r.json").rows
-    # A gate that failed would pass the second time, against its own results.
-    for out in ("fast.json", "folder"):
-        (tmp_path / "folder").mkdir(exist_ok=True)
-        shutil.copy(tmp_path / "fast.json", tmp_path / "folder" / "bench.json")
-        held = [*call, "--baseline", str(tmp_path / out), "-o", str(tmp_path / out)]
-        assert main(held) == ExitCode.BAD_INPUT
-        assert "would overwrite the baseline" in capsys.readouterr().err
-    assert main([*call, "--baseline", str(tmp_path / "slow.json"), "--json"]) == 0
-    # What has nothing to be held against is told before it is measured.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gatenorm_export.benching.run_bench", lambda *_, **__: pytest.fail("was measured"))
-        capsys.readouterr()
-        held = [
-            "bench",
-            *call[1:3],
-            "--sequence",
-            "9",
-            "--repeats",
-            "8",
-            "-q",
-            "--baseline",
-            str(tmp_path / "now.json"),
-        ]
-        assert main(held) == ExitCode.REFUSED
-        assert "has no row in common" in capsys.readouterr().err
+    assert bench(*again, "--baseline", place / "slow.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["gate"]["passed"] is True
+    assert bench(*again, "--baseline", place / "fast.json", "--max-regression", "3") == ExitCode.USAGE
+
+
+def test_a_gate_that_is_not_decided_has_15(place: Path, again, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    report = BenchReport.load(place / "now.json")
+    wide = [
+        row.model_copy(update={"speedup_low": row.speedup / 2, "speedup_high": row.speedup * 2}) for row in report.rows
+    ]
+    monkeypatch.setattr(
+        "gatenorm_export.benching.run_bench", lambda *_, **__: report.model_copy(update={"rows": tuple(wide)})
+    )
+    assert bench(*again, "--baseline", place / "now.json") == ExitCode.UNDECIDED == 15
+    assert "not decided: of 2 of 2 rows" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["fast.json", "folder"])
+def test_a_gate_does_not_overwrite_its_baseline(name: str, place: Path, again, capsys) -> None:
+    """One that failed would pass the second time, against its own results."""
+    (place / "folder").mkdir(exist_ok=True)
+    shutil.copy(place / "fast.json", place / "folder" / "bench.json")
+    assert bench(*again, "--baseline", place / name, "-o", place / name) == ExitCode.BAD_INPUT
+    assert "would overwrite the baseline" in capsys.readouterr().err
+
+
+def test_what_has_nothing_to_be_held_against_is_not_measured(
+    place: Path, again, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("gatenorm_export.benching.run_bench", lambda *_, **__: pytest.fail("was measured"))
+    assert bench(*again, "--sequence", "9", "--baseline", place / "now.json") == ExitCode.REFUSED
+    assert "has no row in common" in capsys.readouterr().err
+    report = BenchReport.load(place / "now.json")
     other = report.model_copy(update={"device": report.device.model_copy(update={"device": "a toaster"})})
     other.save(tmp_path / "other.json")
-    capsys.readouterr()
-    assert main([*call, "--baseline", str(tmp_path / "other.json"), "-o", str(tmp_path / "x.json")]) == ExitCode.REFUSED
+    held = ["--baseline", tmp_path / "other.json", "-o", tmp_path / "x.json"]
+    assert bench(*again, *held) == ExitCode.REFUSED
     assert "a toaster" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()
-    assert main([*call, "--baseline", str(tmp_path / "fast.json"), "--max-regression", "3"]) == ExitCode.USAGE
 
 
 def test_milliseconds_of_a_busy_machine_are_not_judged() -> None:
