@@ -84,6 +84,9 @@ def test_records_survive_the_way_through_json_and_refuse_others(tmp_path: Path) 
     plan.save(tmp_path / "plan.json")
     assert PrunePlan.load(tmp_path / "plan.json") == plan
     (tmp_path / "plan.json").write_text(plan.to_json().replace('"schema": 1', '"schema": 99'))
+    with pytest.raises(InputError, match=r"plan\.json: is of schema 99, .* pip install --upgrade gatenorm"):
+        PrunePlan.load(tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_text(plan.to_json().replace('"schema": 1', '"schema": "1"'))
     with pytest.raises(InputError, match=r"plan\.json: not a PrunePlan record of schema 1: schema"):
         PrunePlan.load(tmp_path / "plan.json")
     with pytest.raises(InputError, match="cannot be read"):

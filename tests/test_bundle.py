@@ -184,7 +184,7 @@ def test_missing_parts_are_one_clear_line(pruned: Path, tmp_path: Path, capfd: p
     assert "no such ONNX file" in complaint(tmp_path / "nothing", ExitCode.BAD_INPUT)
     assert "nothing to serve" in complaint(pruned, ExitCode.BAD_INPUT, "--no-onnx")
     assert "no such engine" in complaint(pruned, ExitCode.BAD_INPUT, "--engine", "none.engine")
-    assert "as a folder may be called" in complaint(pruned, ExitCode.BAD_INPUT, "--name", "../up")
+    assert "as a folder may be called" in complaint(pruned, ExitCode.USAGE, "--name", "../up")
 
 
 def complaint_without_configs(folder: Path, complaint) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -155,33 +156,50 @@ def test_a_forged_description_for_genai_is_found(bundle: Path) -> None:
         lambda content: content["graph"].update(sha256="0" * 64),
         lambda content: content["decoding"]["caches"][0].update(length_axis=9),
         lambda content: content["probe"].update(prompt=[0] * 100_000),
-        lambda content: content.update(schema=2),
+        lambda content: content.update(schema=0),
         lambda content: content.update(name="../../etc"),
         lambda content: content.update(n_layers=10**12),
     ],
 )
 def test_a_hostile_manifest_is_no_manifest(change: Callable[[dict[str, Any]], None], bundle: Path) -> None:
-    """Sealed rightly, so that only its content is wrong."""
-    import hashlib
+    rewrite(bundle, change)
+    with pytest.raises(InputError, match="not a BundleManifest record"):
+        open_bundle(bundle)
 
+
+def rewrite(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest in whatever way, and seal it rightly, so that only its content is wrong."""
     path = bundle / "manifest.json"
     content = json.loads(path.read_text())
     change(content)
     content["seal"] = "0" * 64
     text = json.dumps(content, indent=2)
     path.write_text(text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest(), 1))
-    with pytest.raises(InputError, match="not a BundleManifest record"):
-        open_bundle(bundle)
+
+
+def test_a_bundle_of_a_newer_gatenorm_asks_for_an_upgrade(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rewrite(bundle, lambda content: content.update(schema=99, novel={"field": 1}))
+    assert main(["verify", str(bundle), "-q"]) == ExitCode.BAD_INPUT
+    said = capfd.readouterr().err
+    assert "is of schema 99, and this gatenorm reads 1: a newer one wrote it; pip install --upgrade gatenorm" in said
 
 
 def test_what_is_no_bundle_is_an_input_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "graph").mkdir()
     (tmp_path / "graph" / "manifest.json").write_text('{"kind": "pruned"}')
-    for folder in (tmp_path / "absent", tmp_path / "graph"):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    for folder in (tmp_path / "absent", tmp_path / "graph", tmp_path / "checkpoint"):
         assert main(["verify", str(folder), "-q"]) == ExitCode.BAD_INPUT
-        assert capfd.readouterr().err.count("\n") == 1
-    with pytest.raises(InputError, match="leave one out"):
-        verify_bundle(VerifyRequest(tmp_path, files_only=True, model="smollm2"))
+        said = capfd.readouterr().err
+        assert said.count("\n") == 1
+        assert "`gatenorm bundle` makes one" in said
+
+
+def test_options_that_mean_nothing_are_wrong_usage(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for options, said in ((["--files-only", "--model", "smollm2"], "leave one out"), (["--seal", "3f2a"], "64 hexa")):
+        assert main(["verify", str(bundle), "-q", *options]) == ExitCode.USAGE
+        assert said in capfd.readouterr().err
 
 
 def test_a_wrong_answer_never_passes() -> None:

@@ -21,7 +21,7 @@ from gatenorm_export.bundling.source import RECORDS, BundleSource, find_source
 from gatenorm_export.bundling.stepping import check_session, open_graph
 from gatenorm_export.bundling.tokenizer import TOKENIZER, genai_note, readable_tokenizer
 from gatenorm_export.comparing.failures import runtime_failures
-from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.errors import InputError, RefusedError, UsageError
 from gatenorm_export.graphs import MANIFEST_NAME
 from gatenorm_export.kinds import KindName, kind_of, kind_of_graph
 from gatenorm_export.progress import Progress, Quiet
@@ -66,6 +66,7 @@ def make_bundle(request: BundleRequest, *, progress: Progress | None = None) -> 
 
     Raises:
         MissingPartError: onnx-ir or ONNX Runtime is not installed.
+        UsageError: the name that was asked for is none.
         InputError: something is missing or damaged, such as the tokenizer.
         RefusedError: the run's own proof failed, the graph contradicts itself, or an engine is of another graph.
         OutputError: the bundle cannot be written there.
@@ -73,7 +74,7 @@ def make_bundle(request: BundleRequest, *, progress: Progress | None = None) -> 
     progress = progress or Quiet()
     check_place(request.out, request.source)
     if request.name is not None and request.name != _plain(request.name):
-        raise InputError(f"--name {request.name!r}: use letters, digits, dots, dashes and /, as a folder may be called")
+        raise UsageError(f"--name {request.name!r}: use letters, digits, dots, dashes and /, as a folder may be called")
     with progress.task("read the graph"):
         gathered = _gather(request)
     with progress.task("probe the graph"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.errors import InputError, TamperedError
-from gatenorm_export.graphs import MANIFEST_NAME
+from gatenorm_export.graphs import BUNDLED_RECORDS, MANIFEST_NAME
 from gatenorm_export.records import BundleEngine, BundleManifest
 from gatenorm_export.records.bundle import UNSEALED
 from gatenorm_export.small_files import read_small
@@ -78,8 +78,12 @@ def read_manifest(folder: Path) -> BundleManifest:
     path = folder / MANIFEST_NAME
     if not folder.is_dir() or not any(folder.iterdir()):
         raise InputError(f"{folder}: no such bundle; `gatenorm bundle` makes one")
-    if path.is_symlink() or not path.exists():
-        raise TamperedError(f"{folder}: holds no {MANIFEST_NAME}; {_ADVICE}")
+    if not path.is_symlink() and not path.exists():
+        if _was_bundle(folder):
+            raise TamperedError(f"{folder}: holds no {MANIFEST_NAME} and other parts of a bundle; {_ADVICE}")
+        raise InputError(f"{folder}: is no bundle, for it holds no {MANIFEST_NAME}; `gatenorm bundle` makes one")
+    if path.is_symlink():
+        raise TamperedError(f"{path}: is a link; {_ADVICE}")
     content = read_small(path, largest=LONGEST_MANIFEST)
     seal = _SEAL.search(content)
     if seal is None and b'"bundle"' not in content and content.strip():
@@ -87,6 +91,11 @@ def read_manifest(folder: Path) -> BundleManifest:
     if seal is None or seal_of(content, seal[1]) != seal[1].decode():
         raise TamperedError(f"{path}: was changed since it was sealed; {_ADVICE}")
     return BundleManifest.load(path)
+
+
+def _was_bundle(folder: Path) -> bool:
+    """Whether a folder without a manifest shows that it had one: nothing else keeps the record of a graph there."""
+    return any((folder / BUNDLED_RECORDS / f"{kind}.json").is_file() for kind in ("pruned", "exported"))
 
 
 def sealed(manifest: BundleManifest) -> tuple[BundleManifest, bytes]:

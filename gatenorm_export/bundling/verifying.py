@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from gatenorm_export.bundling.opening import Bundle, read_manifest, touched_file
 from gatenorm_export.bundling.side import check_genai_names
 from gatenorm_export.bundling.stepping import check_session, open_graph
 from gatenorm_export.comparing.failures import runtime_failures
-from gatenorm_export.errors import GateNormError, InputError, MissingPartError, RefusedError
+from gatenorm_export.errors import GateNormError, InputError, MissingPartError, RefusedError, UsageError
 from gatenorm_export.genai_config import GENAI_CONFIG
 from gatenorm_export.graphs import graph_manifest
 from gatenorm_export.model_configs import ModelConfigs, read_configs
@@ -44,12 +45,15 @@ def verify_bundle(request: VerifyRequest, *, progress: Progress | None = None) -
     """Run every check that this machine can; of a bundle that was touched nothing is loaded.
 
     Raises:
+        UsageError: what is asked for does not go together, or the seal is none.
         InputError: the folder is no bundle, or there is no such model.
         MissingPartError: a package that running the graph needs is not installed.
     """
     progress = progress or Quiet()
     if request.files_only and request.model is not None:
-        raise InputError("--files-only runs nothing, and --model needs the graph to run; leave one out")
+        raise UsageError("--files-only runs nothing, and --model needs the graph to run; leave one out")
+    if request.seal is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", request.seal):
+        raise UsageError(f"--seal {request.seal!r}: give the 64 hexadecimal digits that `gatenorm bundle` printed")
     manifest = read_manifest(request.folder)
     with progress.task("digest the files"):
         touched = touched_files(request.folder, manifest)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gatenorm_export.doctoring.requirements import Package, packages_of
 from gatenorm_export.doctoring.stages import STAGES, Stage
-from gatenorm_export.errors import InputError, pip_install
+from gatenorm_export.errors import UsageError, pip_install
 from gatenorm_export.records.doctor import DoctorReport, PartFinding, StageFinding
 
 __all__ = ["STAGES", "Stage", "examine", "packages_of", "stage_names"]
@@ -22,12 +22,12 @@ def examine(asked: tuple[str, ...] = ()) -> DoctorReport:
     """Look at the machine, the packages, the runtimes and the programs, and judge every stage by them.
 
     Raises:
-        InputError: a stage that is asked for does not exist.
+        UsageError: a stage that is asked for does not exist.
         MissingPartError: gatenorm itself is not installed.
     """
     for name in asked:
         if name not in stage_names():
-            raise InputError(f"--stage {name}: there is no such; there are {', '.join(stage_names())}")
+            raise UsageError(f"--stage {name}: there is no such; there are {', '.join(stage_names())}")
     from gatenorm_export.doctoring.machine import machine_facts, places
 
     found = _parts()

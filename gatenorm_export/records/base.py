@@ -116,8 +116,24 @@ class Record(Part):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
+            newer = _newer_schema(text)
+            if newer is not None:
+                raise InputError(
+                    f"{path}: is of schema {newer}, and this gatenorm reads {SCHEMA_VERSION}: a newer one wrote it; "
+                    "pip install --upgrade gatenorm"
+                ) from error
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole file"
             raise InputError(
                 f"{path}: not a {cls.__name__} record of schema {SCHEMA_VERSION}: {where}: {first['msg']}"
             ) from error
+
+
+def _newer_schema(text: str | bytes) -> int | None:
+    """The schema version of a record that a later gatenorm wrote; None of any other text."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    version = found.get("schema") if isinstance(found, dict) else None
+    return version if type(version) is int and SCHEMA_VERSION < version < 10**6 else None
