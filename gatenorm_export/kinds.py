@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.graphs import GRAPH_NAME
+from gatenorm_export.model_configs import configs_in
 from gatenorm_export.records import ModelSpec
 
 KindName = Literal["decoder", "encoder", "vision", "speech"]
@@ -140,11 +141,9 @@ def kind_of(spec: ModelSpec, tower: str = "") -> ModelKind:
         return ModelKind(KINDS["speech"], _SPEECH, "automatic-speech-recognition-with-past", "transcript", tower)
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return ModelKind(KINDS["decoder"], "AutoModelForCausalLM", "text-generation-with-past", "text", tower)
-    loader = _TOWERS.get((architecture, tower), architecture)
-    for start, name in _FAMILIES:
-        head = _HEADS.get(loader.removeprefix(start)) if loader.startswith(start) else None
-        if head is not None:
-            return ModelKind(KINDS[name], loader, *head, tower)
+    found = _headed(_TOWERS.get((architecture, tower), architecture), tower)
+    if found is not None:
+        return found
     named = sorted(t for a, t in _TOWERS if a == architecture)
     if named:
         raise RefusedError(f"{spec.name}: {architecture} has several towers; choose one with --tower {'|'.join(named)}")
@@ -152,6 +151,15 @@ def kind_of(spec: ModelSpec, tower: str = "") -> ModelKind:
         f"{spec.name}: {architecture} can be scored, but is not exported: gatenorm exports decoders (…ForCausalLM), "
         f"{', '.join(sorted({start for start, _ in _FAMILIES}))} with the heads {', '.join(_HEADS)}, and Whisper"
     )
+
+
+def _headed(loader: str, tower: str = "") -> ModelKind | None:
+    """What a class of an encoder's or a vision tower's family is, by its head; None for every other class."""
+    for start, name in _FAMILIES:
+        head = _HEADS.get(loader.removeprefix(start)) if loader.startswith(start) else None
+        if head is not None:
+            return ModelKind(KINDS[name], loader, *head, tower)
+    return None
 
 
 def refuse_calibration(spec: ModelSpec, kind: ModelKind, *, guard: bool, repair: bool) -> None:
@@ -191,7 +199,7 @@ _WORDS: dict[KindName, str] = {
 
 def no_engine_of(kind: ModelKind) -> str:
     """Why no TensorRT engine is built for this kind; empty where one can be."""
-    return "" if kind.kind.engines else f"engines are built for decoders only so far, this is {_WORDS[kind.kind.name]}"
+    return "" if kind.kind.engines else f"engines are built for decoders only, this is {_WORDS[kind.kind.name]}"
 
 
 _VECTORS = {"last_hidden_state", "pooler_output", "text_embeds", "sentence_embedding"}
@@ -199,10 +207,10 @@ _VECTORS = {"last_hidden_state", "pooler_output", "text_embeds", "sentence_embed
 
 
 def kind_of_graph(graph: Path) -> ModelKind:
-    """What a graph without a record is, by the names of its ends.
+    """What a graph without a record is, by the names of its ends, and of logits by the config beside it.
 
     Raises:
-        InputError: not an ONNX file.
+        InputError: not an ONNX file, or a config that is no JSON object.
     """
     from gatenorm_export.graphs import load_graph
 
@@ -217,4 +225,5 @@ def kind_of_graph(graph: Path) -> ModelKind:
         return ModelKind(KINDS["vision"], "", "", "classes" if "logits" in outputs else "embeddings")
     if outputs & _VECTORS:
         return ModelKind(KINDS["encoder"], "", "", "embeddings")
-    return ModelKind(KINDS["decoder"], "", "", "text")
+    # An encoder with a head of classes has the inputs and the output of a decoder that lost all its attention.
+    return _headed(configs_in(graph.parent).architecture) or ModelKind(KINDS["decoder"], "", "", "text")

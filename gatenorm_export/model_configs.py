@@ -48,6 +48,12 @@ class ModelConfigs:
     genai: Mapping[str, Any]
 
     @property
+    def architecture(self) -> str:
+        """The class of the model, such as LlamaForCausalLM; empty where no config names one."""
+        named = self.config.get("architectures")
+        return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+
+    @property
     def max_positions(self) -> int | None:
         """The longest sequence that the model was made for."""
         return self.number(*_POSITIONS)

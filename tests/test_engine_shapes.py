@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gatenorm_export.building import ShapeRequest, find_flavour, load_overrides, make_profiles, settle_shapes
 from gatenorm_export.cli.main import main
 from gatenorm_export.errors import ExitCode, InputError, MissingPartError, RefusedError, UsageError
+from gatenorm_export.kinds import kind_of_graph, no_engine_of
 from gatenorm_export.progress import Quiet
 
 TABLE = {"model_type": "gpt2", "n_positions": 64}
@@ -180,3 +181,23 @@ def test_a_build_that_the_model_cannot_fill_is_refused_on_the_command_line(
 def test_senseless_requests_are_wrong_usage(asked: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"too small|does not fit"):
         ShapeRequest(*asked)
+
+
+@pytest.mark.parametrize(
+    ("output", "architecture", "said"),
+    [
+        ("last_hidden_state", "", "this is a text encoder"),
+        ("logits", "BertForMaskedLM", "this is a text encoder"),
+        ("logits", "ViTForImageClassification", "this is a vision tower"),
+        ("logits", "BertLMHeadModel", ""),
+        ("logits", "LlamaForCausalLM", ""),
+    ],
+)
+def test_what_is_no_decoder_gets_no_engine(tmp_path: Path, output: str, architecture: str, said: str) -> None:
+    """A head of classes ends in logits, as a decoder does; the config beside the graph tells them apart."""
+    graph = a_graph(tmp_path, {"architectures": [architecture]} if architecture else None)
+    model = onnx.load(str(graph))
+    model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    model.graph.node.append(helper.make_node("Cast", ["input_ids"], [output], to=TensorProto.FLOAT))
+    onnx.save(model, str(graph))
+    assert no_engine_of(kind_of_graph(graph)) == (f"engines are built for decoders only, {said}" if said else "")
