@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bench_cases import faster
@@ -15,7 +16,9 @@ from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.building import find_flavour, read_engine
 from gatenorm_export.cli.batches import names_of
 from gatenorm_export.cli.main import main
-from gatenorm_export.errors import ExitCode, MissingPartError
+from gatenorm_export.errors import ExitCode, InputError, MissingPartError
+from gatenorm_export.executing import LocalExecutor, Task, run_batch
+from gatenorm_export.progress import Quiet
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import PrunePlan
 from gatenorm_export.records.batch import BatchReport
@@ -128,6 +131,27 @@ def test_one_that_fails_stops_no_other(exported, place: Path, tmp_path: Path, ca
     assert [task.name for task in found.done] == ["two"]
     assert [(task.name, task.exit_code) for task in found.failed] == [("base", ExitCode.REFUSED)]
     assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_reason_of_a_failure_is_told_once(quiet: bool, tmp_path: Path) -> None:
+    said: list[str] = []
+    progress = Quiet() if quiet else SimpleNamespace(say=said.append, task=Quiet().task)
+    executor = LocalExecutor(tmp_path, progress=progress)
+    tasks = [Task(name, "nowhere:nothing", {}) for name in ("one", "two")]
+    batch = run_batch(tasks, executor, lambda _: (), out=tmp_path, progress=progress)
+    with pytest.raises(InputError) as caught:
+        batch.raise_failures()
+    everything = [*said, str(caught.value)]
+    assert sum(line.count("nowhere:nothing: cannot be found") for line in everything) == 2
+    assert "2 of 2 failed" in everything[-1]
+    assert all(name in everything[-1] for name in ("one", "two"))
+    # One alone is told by its error.
+    said.clear()
+    alone = run_batch(tasks[:1], executor, lambda _: (), out=tmp_path, progress=progress)
+    assert said == []
+    with pytest.raises(InputError, match=r"^nowhere:nothing: cannot be found"):
+        alone.raise_failures()
 
 
 def test_plans_of_a_checkpoint_in_torch(exported, tmp_path: Path) -> None:

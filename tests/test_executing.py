@@ -169,7 +169,7 @@ def test_a_task_that_kills_every_worker_is_given_up(cluster: Path, tmp_path: Pat
     outcome = only(executor, task("die", tmp_path))
     assert outcome.lost
     assert len(pids(tmp_path, "die")) == 2
-    with pytest.raises(RefusedError, match=r"^a task: the worker died 2 times \(.*\); most likely memory ran out"):
+    with pytest.raises(RefusedError, match=r"^a task: not done in 2 tries, at the last its process died \(.*"):
         outcome.result()
     # What they left half-written goes with the next task, once it is old enough to be nobody's.
     left = set(temporary.glob(".gatenorm-task-*")) - before
@@ -179,6 +179,25 @@ def test_a_task_that_kills_every_worker_is_given_up(cluster: Path, tmp_path: Pat
     only(executor, task("note", tmp_path))
     assert not left & set(temporary.glob(".gatenorm-task-*"))
     executor.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("NodeDiedError", "its machine left the cluster"),
+        ("WorkerCrashedError", "Ray does not know why"),
+        ("OutOfMemoryError", "let fewer tasks share a machine"),
+        ("ObjectLostError", "Ray could not have it done"),
+    ],
+)
+def test_of_a_lost_task_only_what_is_known_is_told(kind: str, said: str) -> None:
+    exceptions = pytest.importorskip("ray.exceptions", reason="ray is not installed: pip install gatenorm[ray]")
+    from gatenorm_export.executing.ray_cluster import _lost
+
+    arguments = ("ab", None, "") if kind == "ObjectLostError" else ("a word",)
+    told = _lost(getattr(exceptions, kind)(*arguments), 4)
+    assert said in told
+    assert ("memory ran out" in told) is (kind == "OutOfMemoryError")
 
 
 def test_what_was_done_is_not_done_again(executor: Executor, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from gatenorm_export.errors import GateNormError
 from gatenorm_export.executing.tasks import Executor, Outcome, Task
-from gatenorm_export.progress import Progress
+from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import FileDigest
 from gatenorm_export.records.batch import BatchReport, TaskDone, TaskFailed
 
@@ -20,10 +20,11 @@ Place = Callable[[Outcome], Sequence[Path]]
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """How every task ended, by its name."""
+    """How every task ended, by its name. ``told`` says that each error was shown as it came."""
 
     done: dict[str, TaskDone]
     errors: dict[str, GateNormError]
+    told: bool = False
 
     def report(self, verb: Literal["build", "bench"], command: str) -> BatchReport:
         """The same as a record."""
@@ -36,6 +37,8 @@ class Batch:
     def raise_failures(self) -> None:
         """Let a failure be the command's: of one task as it is, of several in one line, by the class of the first.
 
+        Reasons that were told are not told again.
+
         Raises:
             GateNormError: a task failed.
         """
@@ -45,9 +48,12 @@ class Batch:
         kind, said = type(errors[0][1]), str(errors[0][1])
         if len(errors) + len(self.done) == 1:
             raise kind(said)
+        counted = f"{len(errors)} of {len(errors) + len(self.done)} failed"
+        if self.told:
+            raise kind(f"{counted}, for the reasons above: {', '.join(self.errors)}")
         # What became of a lost worker's task begins with its name already.
         listed = "; ".join(f"{name}: {str(error).removeprefix(f'{name}: ')}" for name, error in errors)
-        raise kind(f"{len(errors)} of {len(errors) + len(self.done)} failed: {listed}")
+        raise kind(f"{counted}: {listed}")
 
 
 def run_batch(tasks: Sequence[Task], executor: Executor, place: Place, *, out: Path, progress: Progress) -> Batch:
@@ -70,12 +76,16 @@ def run_batch(tasks: Sequence[Task], executor: Executor, place: Place, *, out: P
                 progress.say(f"{name}: done on {done[name].worker.host}")
             except GateNormError as error:
                 errors[name] = error
-                progress.say(f"{name}: failed: {error}")
+                # What fails alone is told once, by whoever raises it.
+                if len(tasks) > 1:
+                    progress.say(f"{name}: failed: {str(error).removeprefix(f'{name}: ')}")
             if bar is not None:
                 bar.advance()
     names = [task.name for task in tasks]
     return Batch(
-        {name: done[name] for name in names if name in done}, {name: errors[name] for name in names if name in errors}
+        {name: done[name] for name in names if name in done},
+        {name: errors[name] for name in names if name in errors},
+        told=not isinstance(progress, Quiet),
     )
 
 

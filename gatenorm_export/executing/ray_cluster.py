@@ -185,11 +185,7 @@ class RayExecutor:
             # A defect, with the worker's traceback.
             raise
         except RayError as error:
-            said = (str(error).strip().splitlines() or [""])[0][:200]
-            lost = RefusedError(
-                f"{task.name}: the worker died {self._retries + 1} times ({type(error).__name__}: {said}); most likely "
-                "memory ran out: let fewer tasks share a machine with --ray-resources"
-            )
+            lost = RefusedError(f"{task.name}: {_lost(error, self._retries + 1)}")
             return Outcome(task, error=lost, lost=True)
         worker = Machine(**answer["worker"])
         if "missing" in answer:
@@ -213,6 +209,23 @@ class RayExecutor:
                     raise InputError(f"{file.path}: is gone or was changed while {task.name} waited; start again")
                 self._progress.say(f"{file.path}: is not on every machine; sending {file.bytes:,} bytes")
                 self._shipped[file.sha256] = [self._ray.put(piece) for piece in pieces_of(file.path)]
+
+
+def _lost(error: Exception, tries: int) -> str:
+    """What became of a task that has no outcome, as far as Ray knows, and what to do."""
+    from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    said = f"{type(error).__name__}: {first}"
+    if isinstance(error, OutOfMemoryError):
+        why, advice = "memory ran out", "let fewer tasks share a machine with --ray-resources"
+    elif isinstance(error, NodeDiedError | LocalRayletDiedError):
+        why, advice = "its machine left the cluster", "see there why, and give the same command again"
+    elif isinstance(error, WorkerCrashedError):
+        why, advice = "its process died", "Ray does not know why: see the logs of Ray and of the system on that machine"
+    else:
+        return f"Ray could not have it done ({said}); see Ray's logs, and give the same command again"
+    return f"not done in {tries} tries, at the last {why} ({said}); {advice}"
 
 
 def _amounts(wanted: Resources) -> dict[str, float]:
