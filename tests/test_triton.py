@@ -22,7 +22,7 @@ from gatenorm_export.cli.main import main
 from gatenorm_export.deploying.triton import RECORD_NAME, Load, Placement, TritonRequest, write_repository
 from gatenorm_export.deploying.triton.backends import backend_config, engine_backend
 from gatenorm_export.deploying.triton.config_text import Word, config_text
-from gatenorm_export.errors import ExitCode, InputError, RefusedError, TamperedError
+from gatenorm_export.errors import ExitCode, InputError, RefusedError, TamperedError, UsageError
 from gatenorm_export.records import BundleEngine, EngineArtifact, Profile, ProfileBounds, TensorSpec, TritonRepository
 
 pbtxt = pytest.importorskip("google.protobuf.text_format")
@@ -261,13 +261,38 @@ def test_what_the_bundle_has_no_part_for_is_refused_where_it_was_asked_for(bundl
         (["--models", "ensemble"], "in the generating model"),
         (["--runtime", "tensorrt", "--models", "generate"], "has no engine"),
         (["--max-context", "99999", "--models", "generate"], "takes 16384 at most"),
+        (["--max-context", "99999"], "--max-context 99999: the bundle takes 16384 at most"),
+        (["--runtime", "tensorrt"], "--runtime tensorrt: the bundle has no engine"),
     ):
         with pytest.raises(RefusedError, match=message):
             write_repository(_request(bundle, tmp_path / "out", options))
         assert not (tmp_path / "out").exists()
-    for options in (["--models", "gpu"], ["--max-batch", "0"], ["--name", "a/b"], ["--name", "../x"]):
-        with pytest.raises(InputError):
+    for options in (
+        ["--models", "gpu"],
+        ["--max-batch", "0"],
+        ["--name", "a/b"],
+        ["--name", "../x"],
+        ["--instances", str(2**31)],
+        ["--queue-delay", str(2**63)],
+        ["--drain", "-1"],
+    ):
+        with pytest.raises(UsageError):
             _request(bundle, tmp_path / "out", options)
+
+
+def test_what_means_nothing_or_more_than_it_says_is_noted(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert main(["triton", str(bundle), "-o", out, "--drain", "30", "--models", "generate", "--json", "-q"]) == 0
+    (note,) = json.loads(capfd.readouterr().out)["notes"]
+    assert note == "--drain 30: the server waits 30 seconds by itself; start it with --exit-timeout-secs=40"
+    options = ["--models", "onnxruntime", "--max-context", "64", "--runtime", "onnxruntime", "--drain", "29"]
+    assert main(["triton", str(bundle), "-o", out, *options, "-q"]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "note: --runtime onnxruntime: is for the generating model, which is not there" in shown
+    assert "note: --max-context 64: is for models that take text, of which none is there" in shown
+    assert "--drain" not in shown
 
 
 def _request(bundle: Path, out: Path, options: list[str]) -> TritonRequest:

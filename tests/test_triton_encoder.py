@@ -13,6 +13,7 @@ from benchmarks.matrix.models import VOCAB, family
 from benchmarks.triton.server import ServerError, environment, serving
 from gatenorm_export.bundling import BundleRequest, make_bundle
 from gatenorm_export.deploying.triton import Load, TritonRequest, write_repository
+from gatenorm_export.errors import RefusedError
 from gatenorm_export.exporting import export_model
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.sources import resolve_model
@@ -68,6 +69,12 @@ def test_the_ensemble_joins_tokenizer_and_graph(repository: Path, bundle: Path) 
         ]
 
 
+def test_texts_longer_than_the_encoder_takes_are_not_promised(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match=r"--max-context 99999: the bundle takes \d+ at most"):
+        write_repository(TritonRequest(bundle, tmp_path / "out", load=Load(max_context=99999)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_tokenizer_on_a_server_gives_what_the_graph_takes(repository: Path, bundle: Path, tmp_path: Path) -> None:
     import tritonclient.http as client
 
@@ -98,7 +105,7 @@ def test_the_tokenizer_on_a_server_gives_what_the_graph_takes(repository: Path, 
         for row, text in enumerate(TEXTS):
             (alone,) = session.run([session.get_outputs()[0].name], ask([text]))
             assert np.abs(vectors[row, : alone.shape[1]] - alone[0]).max() < 1e-4 * np.ptp(alone)
-        for bad, message in ((b"\xff", "not UTF-8"), ("w5 " * 9000, "tokens")):
+        for bad, message in ((b"\xff", "not UTF-8"), ("w5 " * 9000, "tokens"), ("", "a text has no tokens")):
             with pytest.raises(client.InferenceServerException, match=message):
                 ask([bad])
         assert ask(["w5"])["input_ids"].tolist() == [[5]]

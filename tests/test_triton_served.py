@@ -14,7 +14,7 @@ from gatenorm_export.deploying.triton.served.cuda import Cuda
 from gatenorm_export.deploying.triton.served.detokenizing import TextStream
 from gatenorm_export.deploying.triton.served.generation import PIECE, Generation, Piece, Row
 from gatenorm_export.deploying.triton.served.manifest import Cache, Decoding
-from gatenorm_export.deploying.triton.served.prompts import Prompt
+from gatenorm_export.deploying.triton.served.prompts import Ask, BadRequestError, Limits, Prompt, read_prompt
 from gatenorm_export.deploying.triton.served.runtime import Step
 from gatenorm_export.deploying.triton.served.scheduling import BusyError, ClosedError, Drain, Places, Scheduler
 from gatenorm_export.deploying.triton.served.tensorrt_runtime import TensorRTRuntime
@@ -168,6 +168,57 @@ def test_what_waits_is_batched_bounded_and_told_when_the_model_goes() -> None:
     scheduler.close()
     with pytest.raises(ClosedError):
         scheduler.add(row_of((1,), 2, Client()))
+
+
+def test_of_a_burst_as_many_are_taken_as_run_and_wait() -> None:
+    """Before the thread has come to the first of them: what a free place will take does not wait."""
+    model = Counting()
+    model.gate.clear()
+    scheduler = scheduler_of(model, Places(batch=1, running=2, waiting=3))
+    clients, refused = [Client() for _ in range(8)], 0
+    for index, client in enumerate(clients):
+        try:
+            scheduler.add(row_of((1 + index,), 2, client))
+        except BusyError:
+            refused += 1
+    assert refused == 3
+    model.gate.set()
+    assert all(client.done.wait(10) for client in clients[:5])
+    # And again, once all are done.
+    again = [Client() for _ in range(5)]
+    for client in again:
+        scheduler.add(row_of((1,), 2, client))
+    assert all(client.done.wait(10) for client in again)
+    scheduler.close()
+
+
+class Words:
+    """Numbers as words, behind a token that begins every text."""
+
+    def encode(self, text: str, limit: int) -> list[int]:
+        return [0, *map(int, text.split())]
+
+
+def ask_of(text: bytes, max_tokens: int | None = None) -> Ask:
+    number = None if max_tokens is None else np.array([max_tokens])
+    return Ask(np.array([text], np.object_), None, number, None, None)
+
+
+def test_an_empty_text_is_no_prompt_even_where_a_token_begins_every_text() -> None:
+    limits = Limits(vocabulary=VOCABULARY, context=32, default_tokens=8)
+    assert read_prompt(ask_of(b"5"), Words(), limits).tokens == (0, 5)
+    with pytest.raises(BadRequestError, match="the prompt is empty"):
+        read_prompt(ask_of(b""), Words(), limits)
+
+
+def test_a_request_that_does_not_say_gets_what_the_context_has_room_for() -> None:
+    limits = Limits(vocabulary=VOCABULARY, context=10, default_tokens=8)
+    assert read_prompt(ask_of(b"5"), Words(), limits).max_tokens == 8
+    assert read_prompt(ask_of(b"5 6 7"), Words(), limits).max_tokens == 6
+    with pytest.raises(BadRequestError, match="4 tokens and 7 new ones exceed the context of 10"):
+        read_prompt(ask_of(b"5 6 7", 7), Words(), limits)
+    with pytest.raises(BadRequestError, match="10 tokens and 1 new ones exceed"):
+        read_prompt(ask_of(b"1 2 3 4 5 6 7 8 9"), Words(), limits)
 
 
 def test_when_the_server_lets_the_model_go_answers_end_with_an_error() -> None:

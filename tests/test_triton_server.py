@@ -111,7 +111,7 @@ BAD = {
     "negative token": ({"input_ids": [-1], "max_tokens": 4}, "token -1 is not in"),
     "prompt too long": ({"input_ids": [5] * 16384, "max_tokens": 4}, "exceed the context of 16384"),
     "text too long": ({"text_input": "w5 " * 500_000, "max_tokens": 4}, "exceeds 16383 tokens"),
-    "answer too long": ({"input_ids": PROMPT, "max_tokens": 2**31 - 1}, "exceed the context of 16384"),
+    "answer too long": ({"input_ids": PROMPT, "max_tokens": 2**40}, "1099511627776 new ones exceed the context"),
     "several numbers": ({"input_ids": PROMPT, "max_tokens": [1, 2]}, "unexpected shape"),
     "wrong type": ({"input_ids": PROMPT, "max_tokens": 4}, "FP32"),
 }
@@ -128,9 +128,10 @@ def test_a_bad_request_gets_an_error_and_the_others_an_answer(server: Triton, bu
             assert reason.startswith("error"), name
             assert message in reason, (name, reason)
         assert good.rest()[0] == expected
-    status, answer = ask(server.http, "generate", {"text_input": "w5", "max_tokens": "many"})
-    assert status >= 400
-    assert "JSON" in answer["error"]
+    for value, message in (("many", "JSON"), (2**40, "1099511627776 new ones exceed the context"), (2**70, "")):
+        status, answer = ask(server.http, "generate", {"text_input": "w5", "max_tokens": value})
+        assert status >= 400
+        assert message in answer["error"]
 
 
 def test_a_client_that_vanishes_is_not_computed_for(server: Triton) -> None:

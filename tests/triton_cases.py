@@ -27,8 +27,8 @@ MODEL = "tiny"
 DROPPED = (1, 3)
 # Long answers are what a client can leave in the middle.
 POSITIONS = 16384
-TYPES = {"text_input": "BYTES", "input_ids": "INT64", "max_tokens": "INT32", "stream": "BOOL", "ignore_eos": "BOOL"}
-_DTYPES = {"BYTES": np.object_, "INT64": np.int64, "INT32": np.int32, "BOOL": np.bool_, "FP32": np.float32}
+TYPES = {"text_input": "BYTES", "input_ids": "INT64", "max_tokens": "INT64", "stream": "BOOL", "ignore_eos": "BOOL"}
+_DTYPES = {"BYTES": np.object_, "INT64": np.int64, "BOOL": np.bool_, "FP32": np.float32}
 
 
 def tiny_bundle(folder: Path) -> Path:

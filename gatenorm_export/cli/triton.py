@@ -88,17 +88,25 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         "--max-waiting", type=int, default=64, metavar="N", help="requests that wait, more are refused (default: 64)"
     )
     group.add_argument(
-        "--max-context", type=int, metavar="N", help="tokens of prompt and answer (default: what the bundle says)"
+        "--max-context",
+        type=int,
+        metavar="N",
+        help="tokens of prompt and answer, no more than the bundle takes (default: what it takes)",
     )
     group.add_argument(
-        "--max-tokens", type=int, default=64, metavar="N", help="new tokens if a request does not say (default: 64)"
+        "--max-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="new tokens if a request does not say, fewer where the context has no room for them (default: 64)",
     )
     group.add_argument(
         "--drain",
         type=int,
         default=20,
         metavar="SECONDS",
-        help="how long answers under way may go on when the server shuts down (default: 20; it waits for 30)",
+        help="how long answers under way may go on when the server shuts down (default: 20; it waits for 30 unless "
+        "started with --exit-timeout-secs)",
     )
 
 
@@ -116,7 +124,7 @@ def request_of(args: argparse.Namespace) -> TritonRequest:
     """The request that the options describe.
 
     Raises:
-        InputError: a value is out of range, or a list cannot be read.
+        UsageError: a value is out of range, or a list cannot be read.
     """
     from gatenorm_export.deploying.triton import Load, Placement, TritonRequest, parse_models
 
@@ -145,4 +153,5 @@ def repository_lines(folder: Path, record: TritonRepository) -> list[str]:
         f"{folder}: model repository of {record.bundle}",
         *(f"  {model.name} ({model.backend}): {model.does}" for model in record.models),
         *(f"  no {kind} model: {reason}" for kind, reason in record.left_out.items()),
+        *(f"  note: {note}" for note in record.notes),
     ]

@@ -19,7 +19,8 @@ class TritonModel(Part):
 class TritonRepository(Record):
     """A model repository. ``left_out`` gives for each kind of model that the bundle has no part for the reason.
 
-    ``files`` are all that were written, so that writing again touches nothing else.
+    ``notes`` are what whoever serves it has to know. ``files`` are all that were written, so that writing again touches
+    nothing else.
     """
 
     kind: Literal["triton-repository"] = "triton-repository"
@@ -27,4 +28,5 @@ class TritonRepository(Record):
     seal: Digest
     models: tuple[TritonModel, ...]
     left_out: dict[str, str]
+    notes: tuple[str, ...] = ()
     files: tuple[FileName, ...]

@@ -30,9 +30,11 @@ def max_length(bundle: Bundle, asked: int | None) -> int:
     """The most tokens of a text: what was asked for, or the positions that the bundle's config.json tells.
 
     Raises:
-        RefusedError: neither tells.
+        RefusedError: neither tells, or more was asked for than there are.
     """
     known = configs_in(bundle.folder).max_positions
+    if asked is not None and known is not None and asked > known:
+        raise RefusedError(f"--max-context {asked}: the bundle takes {known} at most")
     if asked is not None:
         return asked
     if known is None:

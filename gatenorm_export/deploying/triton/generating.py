@@ -11,7 +11,7 @@ from gatenorm_export.records import BundleEngine, BundleManifest, Decoding
 _INPUTS = (
     ("text_input", "TYPE_STRING", 1),
     ("input_ids", "TYPE_INT64", -1),
-    ("max_tokens", "TYPE_INT32", 1),
+    ("max_tokens", "TYPE_INT64", 1),
     ("stream", "TYPE_BOOL", 1),
     ("ignore_eos", "TYPE_BOOL", 1),
 )

@@ -22,10 +22,10 @@ from gatenorm_export.deploying.triton.encoders import (
     max_length,
     tokenizing_config,
 )
-from gatenorm_export.deploying.triton.generating import generating_config
+from gatenorm_export.deploying.triton.generating import choose_runtime, generating_config, max_context
 from gatenorm_export.deploying.triton.probing import GraphProbe
 from gatenorm_export.deploying.triton.python_models import write_generating, write_tokenizing
-from gatenorm_export.deploying.triton.request import MODEL_KINDS, ModelKind, TritonRequest, model_name
+from gatenorm_export.deploying.triton.request import EXIT_SECONDS, MODEL_KINDS, ModelKind, TritonRequest, model_name
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import BundleGraph, BundleManifest, TritonModel, TritonRepository
@@ -50,11 +50,13 @@ def write_repository(request: TritonRequest, *, progress: Progress | None = None
     with replaced_folder(request.out) as staging:
         writer = _Writer(bundle, request, staging, progress)
         models, left_out = writer.write()
+        notes = _notes(request, {kind for kind in request.models or MODEL_KINDS if kind not in left_out})
         record = TritonRepository(
             bundle=bundle.manifest.name,
             seal=bundle.manifest.seal,
             models=tuple(models),
             left_out=left_out,
+            notes=notes,
             files=tuple(sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())),
         )
         record.save(staging / RECORD_NAME)
@@ -79,6 +81,25 @@ def _check_replaceable(out: Path) -> None:
             )
 
 
+def _notes(request: TritonRequest, written: set[ModelKind]) -> tuple[str, ...]:
+    """What was asked for and means something else, or nothing, where this repository is served."""
+    notes = []
+    drain = request.load.drain_seconds
+    if "generate" in written and drain >= EXIT_SECONDS:
+        notes.append(
+            f"--drain {drain}: the server waits {EXIT_SECONDS} seconds by itself; start it with "
+            f"--exit-timeout-secs={drain + 10}"
+        )
+    if request.runtime is not None and "generate" not in written:
+        notes.append(f"--runtime {request.runtime}: is for the generating model, which is not there")
+    if request.load.max_context is not None and not written & {"generate", "ensemble"}:
+        notes.append(
+            f"--max-context {request.load.max_context}: is for models that take text, of which none is there; a model "
+            "that is stepped counts no tokens"
+        )
+    return tuple(notes)
+
+
 _STEPPED = "one step a request, caches kept by the server"
 
 
@@ -95,8 +116,10 @@ class _Writer:
         """The models, and why each other kind was left out.
 
         Raises:
-            RefusedError: a kind that was asked for is not possible, or none is.
+            RefusedError: a kind that was asked for is not possible, or none is; or the bundle has no such runtime, or
+                not so much context.
         """
+        self._check_asked()
         models: list[TritonModel] = []
         left_out: dict[str, str] = {}
         for kind in self._request.models or MODEL_KINDS:
@@ -109,6 +132,17 @@ class _Writer:
         if not models:
             raise RefusedError(f"{self._request.bundle}: {'; '.join(left_out.values())}")
         return models, left_out
+
+    def _check_asked(self) -> None:
+        """Options of a model that takes text are not to leave it out: what it cannot do was asked for by name."""
+        runtime, context = self._request.runtime, self._request.load.max_context
+        kinds = self._request.models or MODEL_KINDS
+        if self._manifest.decoding is not None and "generate" in kinds:
+            engine = choose_runtime(self._manifest, runtime)[1] if runtime or context else None
+            if context is not None:
+                max_context(self._manifest, engine, context)
+        elif self._manifest.task == "encoder" and "ensemble" in kinds and context is not None:
+            max_length(self._bundle, context)
 
     def _writers(self) -> dict[ModelKind, Callable[[], Iterator[TritonModel]]]:
         return {

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+_EMPTY = "the prompt is empty; give one token at least"
+
 
 class BadRequestError(ValueError):
     """The request cannot be answered as it is; the text says why, for the client."""
@@ -37,7 +39,8 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The size of the vocabulary, the most tokens of prompt and answer together, and how many new ones if not asked."""
+    """The size of the vocabulary, the most tokens of prompt and answer together, and how many new ones if not asked:
+    fewer where the context has no room for them."""
 
     vocabulary: int
     context: int
@@ -92,7 +95,9 @@ def read_prompt(ask: Ask, tokenizer: Tokenizer | None, limits: Limits) -> Prompt
         raise BadRequestError(f"max_tokens is {max_tokens}; ask for one token at least")
     tokens = _tokens(ask, tokenizer, limits)
     if not tokens:
-        raise BadRequestError("the prompt is empty; give one token at least")
+        raise BadRequestError(_EMPTY)
+    if ask.max_tokens is None:
+        max_tokens = max(1, min(max_tokens, limits.context - len(tokens)))
     if len(tokens) + max_tokens > limits.context:
         raise BadRequestError(
             f"a prompt of {len(tokens)} tokens and {max_tokens} new ones exceed the context of {limits.context}; "
@@ -116,7 +121,11 @@ def _tokens(ask: Ask, tokenizer: Tokenizer | None, limits: Limits) -> tuple[int,
     assert ask.text is not None
     if ask.text.size != 1:
         raise BadRequestError(f"text_input has {ask.text.size} elements; send one prompt in a request")
-    return tuple(tokenizer.encode(read_text(ask.text.reshape(-1)[0]), limits.context - 1))
+    text = read_text(ask.text.reshape(-1)[0])
+    if not text:
+        # A tokenizer that begins every text with a token of its own would make a prompt of it that nobody gave.
+        raise BadRequestError(_EMPTY)
+    return tuple(tokenizer.encode(text, limits.context - 1))
 
 
 def read_text(value: Any) -> str:

@@ -22,7 +22,8 @@ class ClosedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """How many prompts are decoded in one batch, how many such batches run in turn, and how many prompts wait."""
+    """How many prompts are decoded in one batch, how many such batches run in turn, and how many prompts wait while
+    they do."""
 
     batch: int
     running: int
@@ -45,6 +46,7 @@ class Scheduler:
         self._places, self._begin, self._drain = places, begin, drain
         self._looked, self._ends_at = 0.0, math.inf
         self._waiting: collections.deque[Row] = collections.deque()
+        self._n_running = 0
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="generation", daemon=True)
@@ -60,7 +62,9 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise ClosedError("the model is being unloaded")
-            if len(self._waiting) >= self._places.waiting:
+            # What a free place will take in a moment, when the thread comes to it, does not wait.
+            free = self._places.batch * (self._places.running - self._n_running)
+            if len(self._waiting) >= self._places.waiting + free:
                 raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
             self._waiting.append(row)
             self._changed.notify()
@@ -81,11 +85,14 @@ class Scheduler:
                 if self._closed:
                     break
                 batches = self._next_batches(self._places.running - len(running))
+                self._n_running = len(running) + len(batches)
             running += [generation for rows in batches if (generation := self._begun(rows)) is not None]
             running = [generation for generation in running if _advanced(generation)]
             if self._drained():
                 self._end(running)
                 running = []
+            with self._changed:
+                self._n_running = len(running)
         self._end(running)
 
     def _drained(self) -> bool:

@@ -38,6 +38,8 @@ class TritonPythonModel:
 
     def _answer(self, texts: list[str]) -> Any:
         encoded = [self._tokenizer.encode(text, self._max_length) for text in texts]
+        if not all(encoded):
+            raise BadRequestError("a text has no tokens; give one token at least")
         # Padding on the right, hidden by the mask; any token will do.
         arrays = np.zeros((len(encoded), max(map(len, encoded)), 2), np.int64)
         for row, tokens in zip(arrays, encoded, strict=True):
