@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import ml_dtypes
@@ -182,6 +183,39 @@ g (bool flag, float[b,4] x) => (float[b,4] y) {
 """)
     with pytest.raises(RefusedError, match=r"cannot be put into fp16: node fork \(If\)"):
         prepared(model, tmp_path, "fp16")
+
+
+FUSED = """
+<ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]>
+g (float[{shape}] x) => (float[{rest}32] y)
+   <float[16,32] w = {{{weights}}}, float[32] b = {{{biases}}}> {{
+  h = com.microsoft.FusedMatMul <alpha: float = 0.5> (x, w)
+  y = com.microsoft.BiasGelu (h, b)
+}}
+"""
+
+
+def fused(shape: str) -> ir.Model:
+    """A layer as ONNX Runtime's optimiser leaves it, over an input of this shape."""
+    rest = "".join(f"{part}," for part in shape.split(",")[:-1])
+    weights = ", ".join(f"{math.sin(number):.4f}" for number in range(16 * 32))
+    biases = ", ".join(f"{math.cos(number):.4f}" for number in range(32))
+    return ir.from_onnx_text(FUSED.format(shape=shape, rest=rest, weights=weights, biases=biases))
+
+
+@pytest.mark.parametrize("shape", ["b,16", "4,16", "b,s,16", "b,3,2,16", "b,2,3,2,16"])
+def test_plain_inputs_are_fed_by_their_shape(shape: str, tmp_path: Path) -> None:
+    record = prepared(fused(shape), tmp_path, "fp16")
+    assert {entry.operator for entry in record.lowered} == {"com.microsoft.FusedMatMul", "com.microsoft.BiasGelu"}
+    assert record.check is not None, record.unmeasured
+    assert 0 < record.check.worst.relative < 4e-3
+    assert record.check.worst.range > 1
+
+
+def test_a_length_that_nothing_tells_is_named(tmp_path: Path) -> None:
+    record = prepared(fused("b,n,2,2,16"), tmp_path, "fp16")
+    assert record.check is None
+    assert record.unmeasured == "nothing tells how long axis 1 of input x is"
 
 
 def test_lowered_attention_in_half_precision(tmp_path: Path) -> None:

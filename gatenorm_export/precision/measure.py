@@ -173,16 +173,21 @@ def _integers(entry: Any, tokens: Array, mask: Array, seen: int, step: int) -> A
 
 
 def _float_shape(entry: Any) -> tuple[int, ...]:
-    """Images [batch, channels, height, width], sounds [batch, bins, frames], states [batch, length, width]."""
-    openings = {4: (BATCH, _CHANNELS, _IMAGE, _IMAGE), 3: (BATCH, _TEXT, _FRAMES)}
-    if len(entry.shape) not in openings or "mask" in entry.name:
+    """Images [batch, channels, height, width], sounds [batch, bins, frames], states [batch, length, width].
+
+    Of any other number of axes only the first, which is the batch, may be open.
+    """
+    if "mask" in entry.name:
         raise CannotMeasure(f"nothing is known to feed to input {entry.name}")
-    if len(entry.shape) == 3 and not isinstance(entry.shape[2], int) and not isinstance(entry.shape[1], int):
-        raise CannotMeasure(f"the width of input {entry.name} is open")
-    return tuple(
-        length if isinstance(length, int) else openings[len(entry.shape)][axis]
-        for axis, length in enumerate(entry.shape)
-    )
+    unknown = [axis for axis, length in enumerate(entry.shape) if not isinstance(length, int)]
+    openings = {4: (BATCH, _CHANNELS, _IMAGE, _IMAGE), 3: (BATCH, _TEXT, _FRAMES)}.get(len(entry.shape), (BATCH,))
+    if len(entry.shape) == 3 and unknown[-2:] == [1, 2]:
+        # A length may be any, a width may not, and here it is the last.
+        openings = openings[:2]
+    for axis in unknown:
+        if axis >= len(openings):
+            raise CannotMeasure(f"nothing tells how long axis {axis} of input {entry.name} is")
+    return tuple(openings[axis] if axis in unknown else length for axis, length in enumerate(entry.shape))
 
 
 def _cache(rng: np.random.Generator, entry: Any, size: int, length: int) -> Array:
