@@ -84,6 +84,7 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
     Raises:
         GateNormError: a stage failed; stages before it stay recorded and are reused by the next run.
     """
+    from gatenorm_export.building import check_shapes
     from gatenorm_export.sources import resolve_model
 
     progress = progress or Quiet()
@@ -107,7 +108,7 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
             raise RefusedError(f"--flavour {request.flavour}: {no_engine_of(kind)}; leave it out")
         flavour, no_engines = None, no_engines if request.flavour == "none" else no_engine_of(kind)
     if flavour is not None:
-        run.check_shapes(spec)
+        check_shapes(spec, request.shapes)
     run.export(spec)
     plan = run.plan(scores)
     run.prune(plan)
@@ -257,13 +258,6 @@ class _Run:
         self._ledger.stage("prune", decides, parents, produce)
         record = PrunedGraph.load(manifest_file(folder / self._graph))
         self._ledger.describe(n_layers=record.n_layers, layer_map=record.layer_map)
-
-    def check_shapes(self, spec: ModelSpec) -> None:
-        """Refuse engines that the model cannot fill before it is exported, where its config lies open."""
-        from gatenorm_export.building import settle_shapes
-
-        if Path(spec.path).is_dir():
-            settle_shapes(Path(spec.path), self._request.shapes)
 
     def build(self, flavour: Flavour) -> tuple[EngineArtifact, ...]:
         def produce() -> Iterable[Path]:

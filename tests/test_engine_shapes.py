@@ -12,11 +12,19 @@ import pytest
 from engine_cases import bounds_of, write_graph
 from onnx import TensorProto, helper, numpy_helper
 
-from gatenorm_export.building import ShapeRequest, find_flavour, load_overrides, make_profiles, settle_shapes
+from gatenorm_export.building import (
+    ShapeRequest,
+    check_shapes,
+    find_flavour,
+    load_overrides,
+    make_profiles,
+    settle_shapes,
+)
 from gatenorm_export.cli.main import main
 from gatenorm_export.errors import ExitCode, InputError, MissingPartError, RefusedError, UsageError
 from gatenorm_export.kinds import kind_of_graph, no_engine_of
 from gatenorm_export.progress import Quiet
+from gatenorm_export.records import ModelSpec
 
 TABLE = {"model_type": "gpt2", "n_positions": 64}
 COMPUTED = {"model_type": "llama", "max_position_embeddings": 64}
@@ -175,6 +183,16 @@ def test_a_build_that_the_model_cannot_fill_is_refused_on_the_command_line(
     assert "context" not in capsys.readouterr().err
     assert main(arguments) == ExitCode.OK
     assert "a context of 64 tokens, since the model has a table" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_is_refused_before_the_model_is_exported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TABLE))
+    spec = ModelSpec.model_construct(path=str(tmp_path), source="safetensors")
+    check_shapes(spec, ShapeRequest(context=64))
+    with pytest.raises(RefusedError, match="a table of 64 positions"):
+        check_shapes(spec, ShapeRequest(context=65))
+    # Beside a single file nothing need be its own.
+    check_shapes(spec.model_copy(update={"path": str(tmp_path / "m.gguf")}), ShapeRequest(context=65))
 
 
 @pytest.mark.parametrize("asked", [(1, 64, 32), (0,), (1, 0), (1, 1, 1), (1, 8, 32, 32)])

@@ -10,6 +10,7 @@ from gatenorm_export.errors import RefusedError, UsageError
 from gatenorm_export.genai_config import GENAI_CONFIG
 from gatenorm_export.model_configs import CONFIG, configs_in
 from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.records import ModelSpec
 
 DEFAULT_PROMPT, DEFAULT_CONTEXT = 512, 2048
 
@@ -110,3 +111,14 @@ def settle_shapes(model: Path, request: ShapeRequest, progress: Progress | None 
     if prompt is None:
         prompt = min(DEFAULT_PROMPT, context - 1)
     return dataclasses.replace(request, prompt=prompt, context=context)
+
+
+def check_shapes(spec: ModelSpec, request: ShapeRequest) -> None:
+    """Refuse engines that a checkpoint's model cannot fill, as far as its folder tells, before it is exported.
+
+    Raises:
+        RefusedError, InputError: see :func:`settle_shapes`.
+    """
+    # Beside a single file nothing need be its own; the graph is asked before the build.
+    if Path(spec.path).is_dir():
+        settle_shapes(Path(spec.path), request)
