@@ -30,7 +30,7 @@ class KeptWork:
         self._key = sha256_of_text(json.dumps([*decides, tool_versions()], sort_keys=True))
         self._values: dict[str, Any] = {}
         self.seconds = 0.0
-        """How long it had taken to make what was found, by :meth:`once`."""
+        """How long it had taken to make what was found, as far as that was kept."""
         self._whole = False
         """Whether the file is ours to its end, so that a line may be added to it."""
         if path is not None and path.is_file():
@@ -91,13 +91,22 @@ class KeptWork:
             raise output_error(self._path, error) from error
 
     def find(self, name: str, kind: TypeAdapter[Found]) -> Found | None:
-        """A value of a record's type ``kind`` that :meth:`once` kept."""
+        """A value of a record's type ``kind`` that :meth:`keep` or :meth:`once` kept."""
         with contextlib.suppress(TypeError, ValueError):
             seconds, kept = self._values.get(name)  # type: ignore[misc]
             found = kind.validate_json(json.dumps(kept))
             self.seconds += float(seconds)
             return found
         return None
+
+    def keep(self, name: str, kind: TypeAdapter[Found], value: Found, *, seconds: float = 0.0) -> None:
+        """Keep a value of a record's type ``kind``, for :meth:`find`; ``seconds`` is how long it took to make.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        # By way of the text: there NaN and infinity are strings, as in every record.
+        self.put(name, [seconds, json.loads(kind.dump_json(value, by_alias=True))])
 
     def once(self, name: str, kind: TypeAdapter[Found], make: Callable[[], Found]) -> Found:
         """The value of a record's type ``kind`` that was kept, or else what ``make`` gives, which is then kept.
@@ -110,8 +119,7 @@ class KeptWork:
             return found
         start = time.perf_counter()
         made = make()
-        # By way of the text: there NaN and infinity are strings, as in every record.
-        self.put(name, [time.perf_counter() - start, json.loads(kind.dump_json(made, by_alias=True))])
+        self.keep(name, kind, made, seconds=time.perf_counter() - start)
         return made
 
     def forget(self) -> None:

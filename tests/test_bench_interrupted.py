@@ -141,7 +141,9 @@ def test_a_kept_value_of_another_shape_is_measured_again(
     interrupted(CountingBackend(), 150, kept)
     first, *lines = kept.read_text().splitlines()
     entries = [json.loads(line) for line in lines]
-    damaged = [[name, damage(value) if " at loading " in name else value] for name, value in entries]
+    damaged = [
+        [name, [seconds, damage(value) if " at loading " in name else value]] for name, (seconds, value) in entries
+    ]
     kept.write_text("".join(f"{line}\n" for line in (first, *map(json.dumps, damaged))))
     whole, again = CountingBackend(), CountingBackend()
     run_bench(whole, whole.pair(), REQUEST)

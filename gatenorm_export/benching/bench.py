@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gatenorm_export.benching.clocks import busy, read_clocks
+from gatenorm_export.benching.clocks import busy, device_clocks
 from gatenorm_export.benching.control import hold_against
 from gatenorm_export.benching.failures import one_line
 from gatenorm_export.benching.kept_timings import KeptTimings
@@ -84,8 +84,7 @@ def run_bench(
     """
     progress = progress or Quiet()
     points = bench_points(backend, pair, request)
-    gpu = 0 if backend.device.driver is not None else None
-    before = read_clocks(gpu=gpu)
+    before = device_clocks(backend.device)
     # A control is a second measurement of the same points.
     effort = Effort(request.repeats, 60 * request.max_minutes / (2 if request.control is not None else 1))
     sides = (pair.base, pair.pruned)
@@ -96,9 +95,7 @@ def run_bench(
         of_each = len(loading_groups(backend, order)) * (1 if native is None else 2)
         progress.say(f"{kept.n_points} of {of_each * len(points)} timings were made before; going on")
     probe, no_roofline = _probe(backend, pair, kept, progress)
-    measured = measure(
-        backend, sides, points, effort, order, clocks=lambda: read_clocks(gpu=gpu), progress=progress, kept=kept
-    )
+    measured = measure(backend, sides, points, effort, order, progress=progress, kept=kept)
     control = None
     if native is not None:
         control = run_control(backend, pair, native, points, effort, request.order, progress=progress, kept=kept)
@@ -124,7 +121,7 @@ def run_bench(
         probe=probe,
         roofline_reason=no_roofline,
         clocks_before=before,
-        clocks_after=read_clocks(gpu=gpu),
+        clocks_after=device_clocks(backend.device),
         control=control,
         notes=tuple(notes),
         verdict="",
@@ -151,18 +148,7 @@ def run_control(
     """
     sides = (native, pair.pruned)
     chosen, _ = decide_order(backend, sides, points, order)
-    gpu = 0 if backend.device.driver is not None else None
-    found = measure(
-        backend,
-        sides,
-        points,
-        effort,
-        chosen,
-        clocks=lambda: read_clocks(gpu=gpu),
-        progress=progress,
-        kept=kept,
-        what="control",
-    )
+    found = measure(backend, sides, points, effort, chosen, progress=progress, kept=kept, what="control")
     return hold_against(found, *sides)
 
 

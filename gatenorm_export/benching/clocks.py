@@ -8,7 +8,7 @@ import statistics
 import subprocess
 from pathlib import Path
 
-from gatenorm_export.records.bench import Clocks
+from gatenorm_export.records.bench import BenchDevice, Clocks
 
 _GPU_FIELDS = (
     "clocks.sm",
@@ -32,6 +32,11 @@ def read_clocks(*, gpu: int | None = None) -> Clocks:
         gpu_celsius=celsius,
         gpu_watts=watts,
     )
+
+
+def device_clocks(device: BenchDevice) -> Clocks:
+    """The clocks now of a machine, and of its GPU where that is what is measured."""
+    return read_clocks(gpu=0 if device.driver is not None else None)
 
 
 def gpu_driver(gpu: int = 0) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ class KeptTimings:
 
     def loaded(self, what: str, loading: int, n_models: int) -> tuple[Loaded, ...] | None:
         """What loading ``n_models`` showed."""
-        found = self._get(f"{what}, loading {loading}", _LOADED)
+        found = self._work.find(f"{what}, loading {loading}", _LOADED)
         return found if found is not None and len(found) == n_models else None
 
     def put_loaded(self, what: str, loading: int, found: tuple[Loaded, ...]) -> None:
@@ -65,11 +64,11 @@ class KeptTimings:
         Raises:
             OutputError: the file cannot be written.
         """
-        self._work.put(f"{what}, loading {loading}", _LOADED.dump_python(found, mode="json"))
+        self._work.keep(f"{what}, loading {loading}", _LOADED, found)
 
     def point(self, what: str, loading: int, point: Point, n_models: int) -> TimedPoint | None:
         """A point that was timed."""
-        found = self._get(f"{what}, {point.name} at loading {loading}", _POINT)
+        found = self._work.find(f"{what}, {point.name} at loading {loading}", _POINT)
         return found if found is not None and len(found.seconds) == n_models else None
 
     def put_point(self, what: str, loading: int, point: Point, found: TimedPoint) -> None:
@@ -78,9 +77,4 @@ class KeptTimings:
         Raises:
             OutputError: the file cannot be written.
         """
-        self._work.put(f"{what}, {point.name} at loading {loading}", _POINT.dump_python(found, mode="json"))
-
-    def _get(self, name: str, kind: TypeAdapter[Any]) -> Any:
-        with contextlib.suppress(ValueError):
-            return kind.validate_python(self._work.get(name))
-        return None
+        self._work.keep(f"{what}, {point.name} at loading {loading}", _POINT, found)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from gatenorm_export.benching.clocks import device_clocks
 from gatenorm_export.benching.kept_timings import KeptTimings, TimedPoint
 from gatenorm_export.benching.protocol import STEPS, Backend, BenchModel, Point, Side
 from gatenorm_export.benching.statistics import Order
@@ -59,7 +60,6 @@ def measure(
     effort: Effort,
     order: Order,
     *,
-    clocks: Callable[[], Clocks],
     progress: Progress,
     kept: KeptTimings | None = None,
     what: str = "pair",
@@ -76,7 +76,7 @@ def measure(
     """
     kept = kept or KeptTimings()
     groups = loading_groups(backend, order)
-    run = _Run(backend, sides, points, effort, order, kept, what, clocks, progress)
+    run = _Run(backend, sides, points, effort, order, kept, what, progress)
     parts = [run.loading(number, groups) for number in range(len(groups))]
     left = [point for point in points if point not in run.missing]
     loaded: tuple[list[Loaded], list[Loaded]] = ([], [])
@@ -117,7 +117,6 @@ class _Run:
     order: Order
     kept: KeptTimings
     what: str
-    clocks: Callable[[], Clocks]
     progress: Progress
     missing: dict[Point, str] = dataclasses.field(default_factory=dict)
 
@@ -152,7 +151,7 @@ class _Run:
                         if isinstance(taken, str):
                             self.missing[point] = taken
                         else:
-                            timed[point] = TimedPoint(seconds=taken.tolist(), clocks=self.clocks())
+                            timed[point] = TimedPoint(seconds=taken.tolist(), clocks=device_clocks(self.backend.device))
                             self.kept.put_point(what, number, point, timed[point])
                     bar.advance()
         finally:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,25 @@ from gatenorm_export.repairs import LayerRepair
 _QUALITY = TypeAdapter(RecoveryQuality)
 
 
-def learn(
-    spec: ModelSpec,
-    layers: tuple[int, ...],
-    texts: Sequence[Text],
-    repairs: Mapping[int, LayerRepair] | None,
-    request: RecoverRequest,
-    checkpoint: Path,
-    *,
-    kept: KeptWork,
-    state: Path,
-    progress: Progress,
-) -> Trained:
-    """Load the model, train without the attention of ``layers``, judge, and write ``checkpoint``.
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What a model is to learn: to do without the attention of ``layers``.
 
-    The first of ``texts`` is trained on; its end and the others are judged on. Training is saved in the file ``state``,
-    and goes on from there; what was judged is ``kept``.
+    ``text`` is trained on; its end and ``eval_texts`` are judged on, beside the model that ``repairs`` make, if any.
+    """
+
+    spec: ModelSpec
+    layers: tuple[int, ...]
+    text: Text
+    eval_texts: tuple[Text, ...]
+    repairs: Mapping[int, LayerRepair] | None
+    request: RecoverRequest
+
+
+def learn(lesson: Lesson, checkpoint: Path, *, kept: KeptWork, state: Path, progress: Progress) -> Trained:
+    """Load the model, train, judge, and write ``checkpoint``.
+
+    Training is saved in the file ``state``, and goes on from there; what was judged is ``kept``.
 
     Raises:
         InputError: the text is too short, the model has no tokenizer, or a setting does not fit.
@@ -53,14 +57,15 @@ def learn(
     from gatenorm_export.recovering.training import train
 
     start = time.perf_counter()
-    text, *eval_texts = texts
+    spec, layers, text, request = lesson.spec, lesson.layers, lesson.text, lesson.request
     with progress.task("load the framework model"):
         model, tokenizer = load_framework_model(spec)
     _check_window(model, request.window, spec)
     windows = split_windows(_tokens(tokenizer, text, spec), request.window, text.name)
     held_out = Text(f"the end of {text.name}, held out", text.content)
     judged = [(held_out, windows.held_out, True)]
-    judged += [(other, _judged_tokens(tokenizer, other, spec, request.max_text_tokens), False) for other in eval_texts]
+    limit = request.max_text_tokens
+    judged += [(other, _judged_tokens(tokenizer, other, spec, limit), False) for other in lesson.eval_texts]
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     student = Student(model, spec, layers, rank=request.rank, seed=request.seed)
     n_trainable = sum(parameter.numel() for parameter in student.parameters)
@@ -75,7 +80,7 @@ def learn(
         name = f"quality on text {index} of step {training.best_step} of {training.steps}"
 
         def of_text(other: Text = other, ids: np.ndarray = ids, held: bool = is_held_out) -> RecoveryQuality:
-            return judge(student, ids, other, held_out=held, repairs=repairs, progress=progress)
+            return judge(student, ids, other, held_out=held, repairs=lesson.repairs, progress=progress)
 
         qualities.append(kept.once(name, _QUALITY, of_text))
     targets = student.targets

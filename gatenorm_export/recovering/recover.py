@@ -28,7 +28,7 @@ from gatenorm_export.provenance import require_model
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import FileDigest, ModelSpec, PrunedGraph, PrunePlan, RecoveryReport
 from gatenorm_export.recovering.claiming import claimed
-from gatenorm_export.recovering.learning import learn
+from gatenorm_export.recovering.learning import Lesson, learn
 from gatenorm_export.recovering.outcome import Trained
 from gatenorm_export.recovering.request import RecoverRequest
 from gatenorm_export.recovering.verdict import verdict
@@ -77,6 +77,7 @@ def recover_model(
         import peft  # noqa: F401
         import polygraphy  # noqa: F401
         import torch
+    lesson = Lesson(spec, layers, text, tuple(eval_texts), repairs, request)
     with (
         claimed(output, folders=(CHECKPOINT, PRUNED), files=(PLAN, REPORT), kept=(CHECKPOINT, _BASE, _STATE, _KEPT)),
         staged_folder(output) as staging,
@@ -85,17 +86,7 @@ def recover_model(
         trained, recovered = _recovered(
             output,
             work,
-            lambda: learn(
-                spec,
-                layers,
-                (text, *eval_texts),
-                repairs,
-                request,
-                output / CHECKPOINT,
-                kept=work,
-                state=output / _STATE,
-                progress=progress,
-            ),
+            lambda: learn(lesson, output / CHECKPOINT, kept=work, state=output / _STATE, progress=progress),
             progress,
         )
         # As if it were all one call.
