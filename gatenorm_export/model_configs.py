@@ -9,7 +9,7 @@ from typing import Any
 
 from gatenorm_export.genai_config import GENAI_CONFIG
 from gatenorm_export.records import ModelSpec
-from gatenorm_export.small_files import read_object
+from gatenorm_export.small_files import present_inside, read_object
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 CONFIG_NAMES = (CONFIG, GENERATION_CONFIG, GENAI_CONFIG)
@@ -146,9 +146,9 @@ def configs_in(folder: Path) -> ModelConfigs:
     """Those of a folder that are there.
 
     Raises:
-        InputError: one is no JSON object.
+        InputError: one is no JSON object, or a link that leads out of the folder.
     """
-    return read_configs({name: folder / name for name in CONFIG_NAMES if (folder / name).is_file()})
+    return read_configs(present_inside(folder, CONFIG_NAMES))
 
 
 def configs_of(folder: Path, spec: ModelSpec | None) -> ModelConfigs:

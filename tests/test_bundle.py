@@ -215,6 +215,26 @@ def test_the_bundled_graph_keeps_its_record(pruned: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n_layers": 10**6}, "says what no graph has (n_layers"),
+        ({"n_layers": 4}, "number of layers are not the graph's"),
+        ({"dropped": [0]}, "kept layers are not the graph's"),
+    ],
+)
+def test_a_record_that_is_not_true_of_its_graph_is_no_bundle_s(
+    change: dict, said: str, pruned: Path, tmp_path: Path
+) -> None:
+    folder = spoiled(pruned, "other", tmp_path)
+    record = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(record | change))
+    with pytest.raises(InputError) as refused:
+        make_bundle(BundleRequest(folder, tmp_path / "b"))
+    assert said in str(refused.value)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
     "name", ["../x", "/etc/x", "a/../x", "a//b", "", ".", "a\\b", "C:x", "a/./b", "x\x00", "a/", "x. ", " x", "con?"]
 )
 def test_names_that_leave_the_folder_are_refused(name: str) -> None:

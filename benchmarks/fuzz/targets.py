@@ -124,6 +124,7 @@ TARGETS: dict[str, Target] = {
     "open engine": _open_engine,
     "report": _verb("report", "{in}", "-o", "{out}"),
     "resume a run": _resume,
+    "bundle a run": _verb("bundle", "{in}", "-o", "{out}/bundle", "--quiet"),
     "open bundle": _open_bundle,
     "verify bundle": _verb("verify", "{in}", "--files-only", "--quiet"),
     "serve bundle": _verb("triton", "{in}", "-o", "{out}/models", "--quiet"),

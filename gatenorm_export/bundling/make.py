@@ -6,12 +6,14 @@ import dataclasses
 import re
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from gatenorm_export.artifacts import replaced_folder
 from gatenorm_export.bundling.asking import Question, ask
 from gatenorm_export.bundling.contents import Contents
 from gatenorm_export.bundling.decoding import decoding_of
 from gatenorm_export.bundling.engines import FoundEngine, find_engines
-from gatenorm_export.bundling.interface import GraphInterface, read_interface
+from gatenorm_export.bundling.interface import GraphInterface, contradiction, read_interface
 from gatenorm_export.bundling.licence import licence_of, licence_texts
 from gatenorm_export.bundling.opening import sealed
 from gatenorm_export.bundling.place import check_place
@@ -22,7 +24,7 @@ from gatenorm_export.bundling.stepping import check_session, open_graph
 from gatenorm_export.bundling.tokenizer import TOKENIZER, genai_note, readable_tokenizer
 from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.errors import InputError, RefusedError, UsageError
-from gatenorm_export.graphs import MANIFEST_NAME
+from gatenorm_export.graphs import MANIFEST_NAME, manifest_file
 from gatenorm_export.kinds import KindName, kind_of, kind_of_graph
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
@@ -83,7 +85,7 @@ def make_bundle(request: BundleRequest, *, progress: Progress | None = None) -> 
         # Looked at again: the folder may have been filled while the graph was read.
         check_place(request.out, request.source)
         contents = _contents(request, gathered)
-        manifest, text = sealed(_manifest(request, gathered, probe, contents.write(staging, progress)))
+        manifest, text = sealed(_checked(request, gathered, probe, contents.write(staging, progress)))
         (staging / MANIFEST_NAME).write_bytes(text)
     return manifest
 
@@ -207,6 +209,27 @@ def _contents(request: BundleRequest, gathered: _Gathered) -> Contents:
     for name, told in source.told.items():
         contents.add(name, told.role, told.source, told.not_reproducible)
     return contents
+
+
+def _checked(
+    request: BundleRequest, gathered: _Gathered, probe: BundleProbe | None, files: tuple[BundleFile, ...]
+) -> BundleManifest:
+    """The manifest, held against the graph as `verify` will.
+
+    Raises:
+        InputError: the graph's own record says what cannot be, or what is not so.
+    """
+    graph = gathered.source.graph
+    try:
+        manifest = _manifest(request, gathered, probe, files)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{manifest_file(graph)}: says what no graph has ({where}: {first['msg']})") from error
+    finding = contradiction(manifest, gathered.interface) if manifest.graph is not None else None
+    if finding is not None:
+        raise InputError(f"{manifest_file(graph)}: is not true of {graph.name}: {finding}; prune or export it again")
+    return manifest
 
 
 def _manifest(

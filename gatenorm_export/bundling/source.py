@@ -62,7 +62,7 @@ def find_source(place: Path) -> BundleSource:
 
 def _kind_of(place: Path) -> str:
     """The kind of the record that a folder has; empty where it has none."""
-    path = place / MANIFEST_NAME
+    path = inside(place, MANIFEST_NAME)
     return str(read_object(path).get("kind", "")) if path.is_file() else ""
 
 
@@ -92,7 +92,7 @@ def _of_run(folder: Path) -> BundleSource:
     manifest = RunManifest.load(folder / MANIFEST_NAME)
     if "compare" not in manifest.stages or not (folder / COMPARISON).is_file():
         raise InputError(f"{folder}: the run is not finished; `gatenorm run --out {folder}` goes on where it stopped")
-    comparison = ComparisonReport.load(folder / COMPARISON)
+    comparison = ComparisonReport.load(inside(folder, COMPARISON))
     # The name alone: a record cannot lead out of the run's folder.
     source = _of_graph(graph_file(folder / "pruned" / Path(comparison.pruned).name))
     _check_proof(folder, source, comparison)

@@ -10,7 +10,7 @@ from pathlib import Path
 from gatenorm_export.bundling.asking import Question, ask
 from gatenorm_export.bundling.decoding import vocabulary_of
 from gatenorm_export.bundling.engines import check_entry, run_engine
-from gatenorm_export.bundling.interface import GraphInterface, read_interface
+from gatenorm_export.bundling.interface import contradiction, read_interface
 from gatenorm_export.bundling.opening import Bundle, read_manifest, touched_files
 from gatenorm_export.bundling.side import check_genai_names
 from gatenorm_export.bundling.stepping import check_session, open_graph
@@ -94,7 +94,7 @@ def _graph(bundle: Bundle, progress: Progress) -> Iterator[BundleCheck]:
         yield BundleCheck(check="load", passed=None, finding="the bundle holds engines alone")
         return
     with progress.task("read the graph"):
-        finding = _contradiction(manifest, read_interface(path, manifest.graph.file))
+        finding = contradiction(manifest, read_interface(path, manifest.graph.file))
         configs = read_configs({file.name: bundle.path(file.name) for file in manifest.files if file.role == "config"})
         finding = finding or _decoding_contradiction(manifest, configs)
     if finding is not None:
@@ -116,24 +116,6 @@ def _graph(bundle: Bundle, progress: Progress) -> Iterator[BundleCheck]:
     question = Question(manifest.task, path, session, manifest.graph, manifest.decoding, configs, manifest.probe)
     with progress.task("probe the graph"):
         yield _probed(question)
-
-
-def _contradiction(manifest: BundleManifest, found: GraphInterface) -> str | None:
-    """Where the manifest says something else of the graph than the graph itself."""
-    told = manifest.graph
-    assert told is not None
-    caches = manifest.decoding.caches if manifest.decoding is not None else found.caches
-    kept = tuple(layer for layer in range(manifest.n_layers) if layer not in manifest.dropped)
-    for what, here, there in (
-        ("inputs", found.graph.inputs, told.inputs),
-        ("outputs", found.graph.outputs, told.outputs),
-        ("cache tensors", found.caches, caches),
-        ("number of layers", found.n_layers, manifest.n_layers),
-        ("kept layers", found.kept, kept),
-    ):
-        if here != there:
-            return f"the manifest's {what} are not the graph's"
-    return None
 
 
 def _decoding_contradiction(manifest: BundleManifest, configs: ModelConfigs) -> str | None:

@@ -11,7 +11,7 @@ from benchmarks.fuzz.inputs import Seed
 from benchmarks.fuzz.seeds.checkpoints import checkpoint_seeds
 from benchmarks.fuzz.seeds.decoders import decoder
 from benchmarks.fuzz.seeds.examples import example
-from benchmarks.fuzz.seeds.graphs import files_of, save
+from benchmarks.fuzz.seeds.graphs import BESIDE, files_of, save
 from gatenorm_export.planning import DropRequest, make_plan
 from gatenorm_export.records import (
     ComparisonReport,
@@ -102,6 +102,18 @@ def _run_folder(scores: LayerScores) -> Seed:
     return Seed("run folder", files, kinds, ("report", "resume a run"))
 
 
+def _finished_run(run: Seed) -> Seed:
+    """The same run, finished and without engines: its records, and what lies beside the graph, on their way into a
+    bundle. The graph stays as it is, for making a bundle runs it."""
+    manifest = json.loads(run.files["manifest.json"])
+    manifest["stages"] = {"compare": manifest["stages"]["build"]}
+    files = {name: content for name, content in run.files.items() if not name.startswith("engines/")}
+    files |= {"manifest.json": json.dumps(manifest).encode()}
+    files |= {f"pruned/{name}": BESIDE[name] for name in ("config.json", "generation_config.json", "tokenizer.json")}
+    kinds = {name: "json" for name in files if name.endswith(".json") and not name.startswith("base/")}
+    return Seed("run folder, bundled", files, kinds, ("bundle a run",))
+
+
 def _bench() -> Seed:
     files = {"bench.json": _text(example(BenchReport))}
     return Seed("bench results", files, {"bench.json": "json"}, ("hold to a baseline",), ("bench.json",))
@@ -116,4 +128,5 @@ def _profiles() -> Seed:
 def record_seeds() -> tuple[Seed, ...]:
     """Every seed of this file."""
     scores = _scores()
-    return (*_stage_files(scores), _engine(), _run_folder(scores), _bench(), _profiles())
+    run = _run_folder(scores)
+    return (*_stage_files(scores), _engine(), run, _finished_run(run), _bench(), _profiles())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gatenorm_export.artifacts import replaced_folder
 from gatenorm_export.bundling import Bundle, open_bundle
+from gatenorm_export.bundling.interface import read_interface
 from gatenorm_export.deploying.triton.backends import (
     Backend,
     backend_config,
@@ -26,7 +27,7 @@ from gatenorm_export.deploying.triton.generating import choose_runtime, generati
 from gatenorm_export.deploying.triton.probing import GraphProbe
 from gatenorm_export.deploying.triton.python_models import write_generating, write_tokenizing
 from gatenorm_export.deploying.triton.request import EXIT_SECONDS, MODEL_KINDS, ModelKind, TritonRequest, model_name
-from gatenorm_export.errors import RefusedError
+from gatenorm_export.errors import RefusedError, TamperedError
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import BundleGraph, BundleManifest, TritonModel, TritonRepository
 
@@ -39,7 +40,7 @@ def write_repository(request: TritonRequest, *, progress: Progress | None = None
 
     Raises:
         InputError: the folder is no bundle.
-        TamperedError: the bundle was touched.
+        TamperedError: the bundle was touched, or its manifest is not true of its graph.
         RefusedError: the bundle has no part for what was asked, or the output holds what this did not write.
         OutputError: the output cannot be written.
     """
@@ -172,6 +173,8 @@ class _Writer:
             check_stepping(decoding)
             if decoding.caches:
                 self._graph_probe().check_hidden_position()
+        else:
+            self._check_interface(graph)
         config = backend_config(name, onnx_backend(graph, decoding), self._request)
         with self._progress.task(f"write {name}"):
             for file in self._manifest.files:
@@ -231,6 +234,14 @@ class _Writer:
         if self._manifest.graph is None:
             raise RefusedError("the bundle has no ONNX graph")
         return self._manifest.graph
+
+    def _check_interface(self, told: BundleGraph) -> None:
+        """The manifest of a graph that is not run here: whoever forged it can have sealed it anew."""
+        found = read_interface(self._bundle.path(told.file), told.file).graph
+        if (found.inputs, found.outputs) != (told.inputs, told.outputs):
+            raise TamperedError(
+                f"{self._request.bundle}: the manifest's inputs and outputs are not the graph's; see `gatenorm verify`"
+            )
 
     def _graph_probe(self) -> GraphProbe:
         if self._probe is None:
