@@ -8,11 +8,11 @@ from pathlib import Path
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.benching.context import configs_beside, mixture_of_experts
-from gatenorm_export.benching.engine_model import DECODE, PREFILL
 from gatenorm_export.benching.graph_work import graph_work
 from gatenorm_export.benching.pairing import Lineage
 from gatenorm_export.benching.probing import ITEMSIZE
 from gatenorm_export.building.opening import check_pair, open_engine
+from gatenorm_export.building.reach import DECODE, PREFILL
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import graph_file, graph_manifest

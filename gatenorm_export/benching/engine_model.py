@@ -10,6 +10,7 @@ import numpy as np
 
 from gatenorm_export.benching.protocol import Point
 from gatenorm_export.benching.timers import Timer
+from gatenorm_export.building.reach import DECODE, PREFILL, context_of
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.records import EngineArtifact, Profile
@@ -26,8 +27,6 @@ _TYPES = {
     "FP8": "float8_e4m3fn",
 }
 """TensorRT's names of types -> torch's."""
-
-PREFILL, DECODE = "prefill", "decode"
 
 
 class EngineModel:
@@ -71,7 +70,7 @@ class EngineModel:
             return f"the engine's profiles take a batch of at most {batch}; build it with --batch {point.batch}"
         if point.sequence > prompt:
             return f"the engine takes prompts of at most {prompt} tokens; build it with --prompt {point.sequence}"
-        context = self._context_limit()
+        context = context_of(tuple(self._profiles.values()))
         from gatenorm_export.benching.protocol import STEPS
 
         if point.phase == "decode" and context is not None and point.sequence + STEPS > context:
@@ -186,16 +185,6 @@ class EngineModel:
 
     def _dtype(self, name: str) -> Any:
         return getattr(_torch(), _TYPES[self._engine.get_tensor_dtype(name).name])
-
-    def _context_limit(self) -> int | None:
-        """Tokens of cache and step: by the caches' bounds, or without any by the mask's, less the longest step's."""
-        bounds = {bound.input: bound for bound in self._profiles[DECODE].bounds}
-        for name in self._past:
-            bound = bounds[name]
-            open_lengths = [high for low, high in zip(bound.min[1:], bound.max[1:], strict=True) if low != high]
-            if open_lengths:
-                return open_lengths[0] + 1
-        return bounds[MASK].max[1] - bounds[TOKENS].max[1] + 1 if MASK in bounds else None
 
 
 def _filled(shape: tuple[int, ...], first: int, rest: int) -> tuple[int, ...]:

@@ -8,12 +8,11 @@ from pathlib import Path
 from gatenorm_export.building.decoder_lengths import in_one_vocabulary
 from gatenorm_export.building.graph_inputs import TOKENS, Inputs, Length, read_inputs
 from gatenorm_export.building.profile_files import LARGEST_LENGTH, Bounds, Overrides, Shape, check_bounds, check_sums
+from gatenorm_export.building.reach import DECODE, PREFILL
 from gatenorm_export.building.shapes import ShapeRequest, context_limit, settle_shapes
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.progress import Progress
 from gatenorm_export.records import Profile, ProfileBounds
-
-PREFILL, DECODE = "prefill", "decode"
 
 
 def make_profiles(
@@ -29,9 +28,9 @@ def make_profiles(
       in pieces; typical is half a prompt onto an empty cache;
     - decode: a step of 1 to ``decode_step`` onto a cache of 1 to ``context`` - 1; typical is one token onto half.
 
-    Each length has bounds of its own, and the largest shapes of a profile have to fit each other as all others do. So
-    the mask of the decode profile goes up to ``context`` - 1 + ``decode_step``: a step of one reaches ``context``, and
-    a longer one that would pass it is for the client to leave out.
+    Bounds belong to one input each, and the largest of a profile agree with each other. So the mask of the decode
+    profile goes up to ``context`` - 1 + ``decode_step``: a step of one token reaches ``context``, and a longer one that
+    would pass it is for the client to leave out.
 
     Prompt and context that the request leaves open follow from what the model takes (:func:`settle_shapes`), which
     ``progress`` is told. Bounds that ``overrides`` give to an input also hold for the same lengths of the inputs that

@@ -28,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     describe(
         parser,
-        "Build TensorRT engines with a prefill and a decode profile; TensorRT-RTX needs no GPU for it. Operators that "
-        "TensorRT does not take are lowered first. The same build is taken from a cache.",
+        "Build TensorRT engines of decoders, with a prefill and a decode profile; TensorRT-RTX needs no GPU for it. "
+        "Operators that TensorRT does not take are lowered first. The same build is taken from a cache.",
         examples=(
             ("in half precision", "gatenorm build pruned/model.onnx --precision fp16 -o engines/pruned.engine"),
             ("of two graphs, named after their folders", "gatenorm build base/ pruned/ -o engines/"),

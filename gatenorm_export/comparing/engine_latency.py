@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gatenorm_export.benching import BenchRequest, open_backend, run_bench
-from gatenorm_export.benching.engine_model import PREFILL
 from gatenorm_export.building import find_gpu
+from gatenorm_export.building.reach import PREFILL
 from gatenorm_export.comparing.engine_pair import NO_GPU, EnginePair
 from gatenorm_export.comparing.graph_pair import GraphPair
 from gatenorm_export.comparing.signature import TOKENS

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
+from gatenorm_export.building.reach import StepRange, context_of, step_ranges
 from gatenorm_export.comparing.feeds import Feed, step_feed
 from gatenorm_export.comparing.signature import MASK, TOKENS, DecodeSignature
 from gatenorm_export.errors import InputError
@@ -22,7 +24,7 @@ def make_steps(
     Where two rows fit a batch the second one begins with padding; where only one does, it is run by itself after the
     first. Without a mask there is no padding.
     """
-    batch, prompt, context = _room(profiles)
+    batch, prompt, taken = _room(profiles)
     lengths = [prompt, max(prompt - PADDED, 1)] if MASK in signature.plain and prompt > 1 else [prompt]
     groups = [lengths] if batch >= len(lengths) else [[length] for length in lengths]
     rng, names, feeds = np.random.default_rng(seed), [], []
@@ -33,10 +35,12 @@ def make_steps(
             mask[row, : prompt - length] = 0
         names.append(f"prefill{suffix}")
         feeds.append(step_feed(rng.integers(0, vocabulary, mask.shape), mask))
-        steps = [*[1] * DECODE_STEPS, min(CHUNK, prompt), *[1] * LATE_STEPS]
         decoded = 0
-        for step in steps:
-            if mask.shape[1] + step > context:
+        for most in [*[1] * DECODE_STEPS, min(CHUNK, prompt), *[1] * LATE_STEPS]:
+            past = mask.shape[1]
+            # Behind a long prompt there may be room for a shorter chunk, or for none.
+            step = next((step for step in range(most, 0, -1) if any(part.takes(step, past) for part in taken)), 0)
+            if not step:
                 break
             decoded += step == 1
             tokens = rng.integers(0, vocabulary, (len(group), step))
@@ -46,17 +50,24 @@ def make_steps(
     return tuple(names), feeds
 
 
-def _room(profiles: tuple[Profile, ...]) -> tuple[int, int, int]:
-    """Rows, tokens of a prompt, and of a context, that all profiles together take."""
+def _room(profiles: tuple[Profile, ...]) -> tuple[int, int, tuple[StepRange, ...]]:
+    """Rows and tokens of a prompt that all profiles together take, and the steps that one of them does."""
     if not profiles:
-        return 2, PROMPT, PROMPT + 64
+        return 2, PROMPT, (StepRange((1, PROMPT)),)
     named = {profile.name: {bound.input: bound for bound in profile.bounds} for profile in profiles}
     if not {"prefill", "decode"} <= set(named) or TOKENS not in named["prefill"]:
         raise InputError("its record names no profiles prefill and decode; build it with gatenorm build")
     batch, prompt = named["prefill"][TOKENS].max
     batch = min(batch, named["decode"][TOKENS].max[0])
-    masks = [named[name][MASK].max[1] for name in ("prefill", "decode") if MASK in named[name]]
-    return batch, max(min(PROMPT, prompt // 2), 1), min(masks, default=2**31)
+    context = context_of(profiles)
+    ranges = step_ranges(profiles).values()
+    taken = tuple(dataclasses.replace(part, total=_within(part.total, context)) for part in ranges)
+    return batch, max(min(PROMPT, prompt // 2), 1), taken
+
+
+def _within(total: tuple[int, int], context: int | None) -> tuple[int, int]:
+    """The mask of the decode profile goes on behind the context, where no step may lead."""
+    return total if context is None else (total[0], min(total[1], context))
 
 
 def vocabulary_of(session: Any, signature: DecodeSignature) -> int:

@@ -9,14 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from gatenorm_export.building import check_runnable, find_flavour, read_engine
+from gatenorm_export.building.reach import DECODE, PREFILL, context_of
 from gatenorm_export.comparing.feeds import step_feed
 from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, CacheInput
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.evaluating.decoder import Reach, checked
 from gatenorm_export.records import EngineArtifact, ProfileBounds
 from gatenorm_export.silence import silent_polygraphy
-
-PREFILL, DECODE = "prefill", "decode"
 
 
 class EngineRunner(Protocol):
@@ -66,22 +65,15 @@ def layout_of(name: str, record: EngineArtifact) -> _Layout:
     profiles = {profile.name: index for index, profile in enumerate(record.profiles)}
     if not {PREFILL, DECODE} <= set(profiles):
         raise InputError(f"{name}: its record names no profiles {PREFILL} and {DECODE}; build it with gatenorm build")
-    prefill, decode = record.profiles[profiles[PREFILL]], record.profiles[profiles[DECODE]]
+    prefill = record.profiles[profiles[PREFILL]]
     inputs = {bound.input: bound for bound in prefill.bounds}
     plain = tuple(entry for entry in inputs if entry in {TOKENS, MASK, POSITIONS})
     if TOKENS not in plain:
         raise InputError(f"{name}: its record names no input {TOKENS}; only decoders over tokens can be evaluated")
     past = tuple(bound for entry, bound in inputs.items() if entry not in plain)
     batch, prompt = inputs[TOKENS].max
-    lengths = [bound.max[1] for bound in decode.bounds if bound.input == MASK]
-    # Without a mask the cache's own bound tells the context: the first dimension that is dynamic after the batch.
-    lengths += [
-        1 + next(high for low, high in zip(bound.min[1:], bound.max[1:], strict=True) if low != high)
-        for bound in decode.bounds
-        if bound.input not in plain
-    ]
     # Without a cache the whole text is a prompt at every step.
-    context = min(lengths) if past else prompt
+    context = (context_of(record.profiles) if past else None) or prompt
     reach = Reach(batch=batch, prompt=prompt, context=context, pieces=False)
     return _Layout(plain, past, profiles[PREFILL], profiles[DECODE], reach)
 
