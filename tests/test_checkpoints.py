@@ -175,6 +175,8 @@ HOSTILE = {
     "hole": header({"a": entry(shape=[1], offsets=[0, 4]), "b": entry(shape=[1], offsets=[12, 16])}),
     "bytes left": header({"a": entry(shape=[2], offsets=[0, 8])}),
     "metadata": header({"__metadata__": {"a": 1}, "a": entry()}),
+    # As many digits as Python reads, and one more once the header's length is added.
+    "longest number": header(b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, %s]}}' % (b"9" * 4300)),
     "huge number": header(b'{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, 16]}}' % (b"9" * 5000)),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from benchmarks.fuzz.cases import make_case
 from benchmarks.fuzz.inputs import Input
 from benchmarks.fuzz.judging import Verdict
 from benchmarks.fuzz.mutators.pickles import CANARY
+from benchmarks.fuzz.mutators.safetensors import mutate_safetensors
 from benchmarks.fuzz.pool import Plan, run_cases
 from benchmarks.fuzz.regressions import REGRESSIONS, kept_inputs, remember
 from benchmarks.fuzz.seeds import all_seeds
@@ -64,6 +66,38 @@ def test_inputs_are_the_same_whenever_they_are_made(tmp_path: Path) -> None:
     remember(tmp_path / "kept.json", made[:5])
     assert list(kept_inputs(tmp_path / "kept.json")) == made
     assert len(json.loads((tmp_path / "kept.json").read_text())) == 60
+
+
+def test_a_run_that_fails_in_itself_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Worker:
+        def __init__(self, plan: Plan) -> None:
+            pass
+
+        def __enter__(self) -> Worker:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def answer(self, number: int) -> Verdict:
+            if number == 1:
+                raise ArithmeticError("no verdict")
+            return Verdict(number, "seed", "target", (), "ok", "", 0.0)
+
+    monkeypatch.setattr("benchmarks.fuzz.pool._Worker", Worker)
+    found: list[Verdict] = []
+    with pytest.raises(ArithmeticError, match="no verdict"):
+        run_cases(Plan([0, 1, 2], workers=1), all_seeds(), found.append)
+    assert [verdict.number for verdict in found] == [0]
+
+
+def test_what_an_edit_nested_without_end_can_be_edited_again() -> None:
+    deep = b'{"a":' * 100_000
+    data = len(deep).to_bytes(8, "little") + deep
+    for seed in range(40):
+        changed, what = mutate_safetensors(random.Random(seed), data)
+        assert changed != data
+        assert what
 
 
 def test_the_watch_sees_what_must_not_happen(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,7 +38,8 @@ class Plan:
 
 
 def run_cases(plan: Plan, seeds: tuple[Seed, ...], tell: Callable[[Verdict], None]) -> None:
-    """Run every case; ``tell`` is called with each verdict, from one thread at a time."""
+    """Run every case; ``tell`` is called with each verdict, from one thread at a time. What fails here fails the run:
+    it would have fewer cases than were asked for."""
     numbers, lock = iter(plan.numbers), threading.Lock()
 
     def take() -> int | None:
@@ -56,11 +58,9 @@ def run_cases(plan: Plan, seeds: tuple[Seed, ...], tell: Callable[[Verdict], Non
                     if not isinstance(verdict, Verdict):
                         break
 
-    threads = [threading.Thread(target=work) for _ in range(plan.workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(plan.workers) as pool:
+        for done in [pool.submit(work) for _ in range(plan.workers)]:
+            done.result()
 
 
 def _lost(plan: Plan, seeds: tuple[Seed, ...], number: int, why: str) -> Verdict:

@@ -200,4 +200,5 @@ def _entry(name: str, value: Any, start: int, size: int, damaged: Callable[[str]
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    # No file has more bytes; what is longer than Python writes out could not even be named.
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)

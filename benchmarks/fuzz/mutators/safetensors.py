@@ -37,7 +37,8 @@ def _parts(data: bytes) -> tuple[dict[str, Any], bytes] | None:
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length])
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, RecursionError):
+        # An edit before this one may have nested it without end.
         return None
     return (header, data[8 + length :]) if isinstance(header, dict) else None
 
