@@ -99,8 +99,8 @@ def measure(name: str, drop: int, request: BenchRequest, folder: Path, *, progre
 
 def logit_error(native: Path, pruned: Path, *, length: int = 24) -> float:
     """Largest difference of the two graphs' logits over a prefill and a decode step, as a share of their range."""
-    from gatenorm_export.comparing.runners import open_session
-    from gatenorm_export.comparing.signature import signature_of
+    from gatenorm_export.decode_signature import signature_of
+    from gatenorm_export.sessions import open_session
 
     found = []
     rows = np.arange(length, dtype=np.int64)[None] * 7 % 97 + 3

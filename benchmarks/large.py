@@ -67,7 +67,7 @@ def main() -> None:
         sparse = _measure(Path(name) / "sparse", args.gib, args.repeats, real=False)
         real = _measure(Path(name) / "real", args.real_gib, args.repeats, real=True) if args.real_gib else None
     # Imported last: see benchmarks.large_decoder.main.
-    from gatenorm_export.comparing.latency import device_name
+    from gatenorm_export.processor import device_name
     from gatenorm_export.records import tool_versions
 
     result = {

@@ -21,9 +21,9 @@ import numpy as np
 from gatenorm_export.artifacts import write_text
 from gatenorm_export.calibrating import CorpusRequest, GuardRequest, StreamModel, fit_repairs, guard_layers, load_corpus
 from gatenorm_export.calibrating.metering import Meter
-from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.comparing.text import load_text, tokenize
 from gatenorm_export.planning import DropRequest, rank_layers
+from gatenorm_export.processor import device_name
 from gatenorm_export.progress import OnStderr
 from gatenorm_export.records import LayerScores, PrunePlan, tool_versions
 from gatenorm_export.repairs import parse_repair

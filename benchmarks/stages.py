@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.planning import parse_layers
+from gatenorm_export.processor import device_name
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import ModelSpec, tool_versions
 from gatenorm_export.scoring import score_model

@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks.attention_exits import Exits
 from benchmarks.matrix.running import Runner, first_line
-from gatenorm_export.comparing.latency import device_name
+from gatenorm_export.processor import device_name
 from gatenorm_export.records import tool_versions
 
 # DESIGN.md's faithfulness: the largest difference over the range of the answers.

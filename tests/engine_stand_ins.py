@@ -11,7 +11,7 @@ import numpy as np
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.datatype import DataType
 
-from gatenorm_export.comparing.runners import open_session
+from gatenorm_export.sessions import open_session
 
 Change = Callable[[OrderedDict[str, np.ndarray], int], None]
 

@@ -26,8 +26,8 @@ from gatenorm_export.building import (
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import Limits, engine_accuracy, engine_latency, engine_pair, measure_latency
 from gatenorm_export.comparing.compare import ComparisonRequest, compare_graphs
-from gatenorm_export.comparing.graph_pair import read_graph_pair
 from gatenorm_export.errors import ExitCode, MissingPartError, RefusedError
+from gatenorm_export.graph_pair import read_graph_pair
 from gatenorm_export.kinds import KINDS
 from gatenorm_export.progress import Quiet
 from gatenorm_export.pruning import prune_graph

@@ -12,16 +12,18 @@ from engine_cases import write_attention
 from model_zoo import make_tokenizer
 from report_factory import a_latency, a_quality
 
+from gatenorm_export.benching.statistics import order_free_ratios
 from gatenorm_export.comparing import Limits, check_limits, load_text, measure_latency, measure_quality
 from gatenorm_export.comparing.feeds import make_script, step_feed
-from gatenorm_export.comparing.latency import order_free_ratios, speedup_with_interval
+from gatenorm_export.comparing.latency import speedup_with_interval
 from gatenorm_export.comparing.quality import QualitySums, top_k_overlap
-from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder, open_session
-from gatenorm_export.comparing.signature import signature_of
+from gatenorm_export.comparing.runners import FrameworkDecoder, OnnxDecoder
 from gatenorm_export.comparing.text import Text, tokenize
+from gatenorm_export.decode_signature import signature_of
 from gatenorm_export.errors import InputError, UsageError
 from gatenorm_export.framework import load_framework_model, load_tokenizer, zeroed_attention
 from gatenorm_export.pruning import prune_graph
+from gatenorm_export.sessions import open_session
 from gatenorm_export.silence import silent_polygraphy
 
 WORDS = Text("words", " ".join(f"w{4 + (7 * i + i * i // 3) % 120}" for i in range(400)))
@@ -124,10 +126,10 @@ def test_both_graphs_are_loaded_in_both_orders(exported, monkeypatch):
     import gc
     import weakref
 
-    from gatenorm_export.comparing import runners
+    from gatenorm_export.comparing import latency as measuring
 
     _, graph, _ = exported("llama-gqa")
-    opened, alive, open_session = [], [], runners.open_session
+    opened, alive, open_session = [], [], measuring.open_session
 
     def recorded(path):
         session = open_session(path)
@@ -135,7 +137,7 @@ def test_both_graphs_are_loaded_in_both_orders(exported, monkeypatch):
         alive.append(weakref.ref(session))
         return session
 
-    monkeypatch.setattr(runners, "open_session", recorded)
+    monkeypatch.setattr(measuring, "open_session", recorded)
     copy = graph.with_name("copy.onnx")
     copy.write_bytes(graph.read_bytes())
     latency = measure_latency(graph, copy, sequences=(8,))

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.scoring.checkpoints import SHAPES, write
 from benchmarks.scoring.measuring import cores, measure
-from gatenorm_export.comparing.latency import device_name
+from gatenorm_export.processor import device_name
 from gatenorm_export.records import tool_versions
 from gatenorm_export.scoring.devices import pick_device
 

@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks.triton.load import Aiperf, Traffic, find_aiperf, summary
 from benchmarks.triton.server import Triton, serving
 from gatenorm_export.artifacts import write_text
-from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.deploying.triton import Load, TritonRequest, write_repository
 from gatenorm_export.errors import GateNormError
+from gatenorm_export.processor import device_name
 from gatenorm_export.progress import OnStderr, Progress
 from gatenorm_export.records import tool_versions
 

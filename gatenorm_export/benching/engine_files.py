@@ -13,7 +13,7 @@ from gatenorm_export.benching.pairing import Lineage
 from gatenorm_export.benching.probing import ITEMSIZE
 from gatenorm_export.building.opening import check_pair, open_engine
 from gatenorm_export.building.reach import DECODE, PREFILL
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
+from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import graph_file, graph_manifest
 from gatenorm_export.records import EngineArtifact, PrunedGraph

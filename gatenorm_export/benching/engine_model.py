@@ -11,7 +11,7 @@ import numpy as np
 from gatenorm_export.benching.protocol import Point
 from gatenorm_export.benching.timers import Timer
 from gatenorm_export.building.reach import DECODE, PREFILL, context_of
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
+from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.records import EngineArtifact, Profile
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gatenorm_export.benching.protocol import Point
 from gatenorm_export.benching.timers import Timer
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
+from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
 
 # ONNX's numbers of element types, for those that numpy has no name for and for counting bytes.
 _TYPES: dict[str, tuple[int, int]] = {

@@ -22,7 +22,9 @@ from gatenorm_export.benching.timers import Timer, WallClock
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.graphs import data_files, graph_file, graph_manifest
 from gatenorm_export.kinds import kind_of_graph
+from gatenorm_export.processor import device_name
 from gatenorm_export.records.bench import BenchDevice, Probe, Work
+from gatenorm_export.sessions import open_session
 
 DECODER_ONLY = "only decoders have a prefill and a decode; gatenorm compare times other kinds of models"
 
@@ -41,8 +43,6 @@ class OrtCpu:
     def __init__(self) -> None:
         with needs("ort", "gatenorm bench --backend ort-cpu"):
             import onnxruntime
-        from gatenorm_export.comparing.latency import device_name
-
         self.memory: Memory = ProcessMemory()
         self.timer: Timer = WallClock()
         self.device = BenchDevice(
@@ -55,7 +55,7 @@ class OrtCpu:
             memory="process",
         )
         self._where = "cpu"
-        self._session: Callable[[Path], Any] = _cpu_session
+        self._session: Callable[[Path], Any] = open_session
 
     def open(self, base: Path, pruned: Path) -> Pair:
         """Two graphs, checked to belong together."""
@@ -135,12 +135,6 @@ class OrtCpu:
         while time.monotonic() < end or len(found) < 3:
             found.append(self.timer.timed(call))
         return min(found)
-
-
-def _cpu_session(graph: Path) -> Any:
-    from gatenorm_export.comparing.runners import open_session
-
-    return open_session(graph)
 
 
 def _graph(path: Path) -> Path:

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from gatenorm_export.artifacts import sha256_of
-from gatenorm_export.comparing.graph_pair import read_graph_pair
 from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.graph_pair import read_graph_pair
 from gatenorm_export.records import PrunePlan
 
 

@@ -46,6 +46,16 @@ def speedup_apart(*seconds: np.ndarray, seed: int = 0) -> tuple[float, float, fl
     return float(middle), float(low), float(high)
 
 
+def order_free_ratios(seconds: np.ndarray) -> np.ndarray:
+    """Ratios base / pruned [repeats / 2] of seconds [2, repeats]: the geometric mean of two pairs in opposite order.
+
+    Whichever is called after the other finds its caches cold; over both orders that cancels, where a median of single
+    pairs would jump between the two.
+    """
+    pairs = seconds[0] / seconds[1]
+    return np.asarray(np.sqrt(pairs[0::2] * pairs[1::2]))
+
+
 def speedup_in_turns(*rows: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float, float]:
     """The geometric mean, over rows and loadings, of the median ratio, with a 95 % bootstrap interval.
 
@@ -53,8 +63,6 @@ def speedup_in_turns(*rows: Sequence[np.ndarray], seed: int = 0) -> tuple[float,
     within each loading. Where each order was loaded more than once it draws loadings too, the same for all rows, since
     a loading moves them together; one less of each order than there are, which gives so few their right spread.
     """
-    from gatenorm_export.comparing.latency import order_free_ratios
-
     rng = np.random.default_rng(seed)
     ratios = [[order_free_ratios(part) for part in row] for row in rows]
     logs = np.mean([[np.log(bootstrap_medians(part, rng)) for part in row] for row in ratios], axis=0)

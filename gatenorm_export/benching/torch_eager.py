@@ -22,6 +22,7 @@ from gatenorm_export.benching.torch_model import TorchModel, torch_work
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.kinds import kind_of
 from gatenorm_export.model_configs import configs_from
+from gatenorm_export.processor import device_name
 from gatenorm_export.provenance import require_model
 from gatenorm_export.records import ModelSpec
 from gatenorm_export.records.bench import BenchDevice, Probe, Work
@@ -53,8 +54,6 @@ class TorchEager:
             self.memory = AllocatorMemory(torch.cuda)
             self.timer = CudaEvents(torch.cuda.current_stream())
         else:
-            from gatenorm_export.comparing.latency import device_name
-
             name = device_name()
         self.device = BenchDevice(
             backend="torch",

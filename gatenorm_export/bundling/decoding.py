@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gatenorm_export.bundling.interface import GraphInterface
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
+from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS
 from gatenorm_export.model_configs import ModelConfigs
 from gatenorm_export.records import Decoding, TensorSpec
 

@@ -24,7 +24,7 @@ def open_graph(path: Path) -> Any:
     with needs("ort", "running a graph"):
         import onnxruntime  # noqa: F401
         import polygraphy  # noqa: F401
-    from gatenorm_export.comparing.runners import open_session
+    from gatenorm_export.sessions import open_session
 
     return open_session(path)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gatenorm_export.comparing.signature import DTYPES, TOKENS
+from gatenorm_export.decode_signature import DTYPES, TOKENS
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import external_tensors
 

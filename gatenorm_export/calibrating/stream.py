@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gatenorm_export.calibrating.pieces import Piece
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
+from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.graphs import load_graph
 from gatenorm_export.shape_inference import check_shapes

@@ -14,16 +14,17 @@ from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.comparing.deciding import figures_key
 from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.comparing.faithfulness import check_faithfulness
-from gatenorm_export.comparing.graph_pair import GraphPair, read_graph_pair
 from gatenorm_export.comparing.inputs import QualityInputs
-from gatenorm_export.comparing.latency import device_name, measure_latency
+from gatenorm_export.comparing.latency import measure_latency
 from gatenorm_export.comparing.prediction import with_roofline
 from gatenorm_export.comparing.thresholds import Limits, check_limits, refuse_limits
 from gatenorm_export.comparing.verdict import verdict
 from gatenorm_export.errors import GateNormError, RefusedError
+from gatenorm_export.graph_pair import GraphPair, read_graph_pair
 from gatenorm_export.graphs import data_files
 from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.kinds import ModelKind, kind_of, kind_of_graph
+from gatenorm_export.processor import device_name
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records import (

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatenorm_export.artifacts import sha256_of
-from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.genai_config import GENAI_CONFIG
 from gatenorm_export.graphs import CONFIG_FILES, TOKENIZER_FILES, data_files
 from gatenorm_export.kinds import SPEECH_GRAPHS
+from gatenorm_export.processor import device_name
 
 if TYPE_CHECKING:
     from gatenorm_export.comparing.compare import ComparisonRequest
     from gatenorm_export.comparing.engine_pair import EnginePair
-    from gatenorm_export.comparing.graph_pair import GraphPair
+    from gatenorm_export.graph_pair import GraphPair
     from gatenorm_export.records import ModelSpec
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from gatenorm_export.benching.failures import NoMemoryError, one_line
 from gatenorm_export.comparing.engine_judging import Tolerance, judge, limit_of, span_of, summary_of, tolerance_of
 from gatenorm_export.comparing.engine_steps import make_steps, vocabulary_of
-from gatenorm_export.comparing.signature import signature_of
+from gatenorm_export.decode_signature import signature_of
 from gatenorm_export.errors import RefusedError, needs
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import EngineAccuracy, EngineArtifact, OutputAccuracy, Profile
@@ -120,8 +120,8 @@ def compare_runner(
     with needs("ort", "comparing engines"):
         from polygraphy.backend.onnxrt import OnnxrtRunner
         from polygraphy.comparator import Comparator, CompareFunc
-    from gatenorm_export.comparing.runners import open_session
     from gatenorm_export.comparing.step_runner import StepRunner, visible
+    from gatenorm_export.sessions import open_session
 
     session = open_session(graph)
     signature = signature_of(session, graph)

@@ -6,9 +6,9 @@ from gatenorm_export.benching import BenchRequest, open_backend, run_bench
 from gatenorm_export.building import find_gpu
 from gatenorm_export.building.reach import PREFILL
 from gatenorm_export.comparing.engine_pair import NO_GPU, EnginePair
-from gatenorm_export.comparing.graph_pair import GraphPair
-from gatenorm_export.comparing.signature import TOKENS
+from gatenorm_export.decode_signature import TOKENS
 from gatenorm_export.errors import GateNormError
+from gatenorm_export.graph_pair import GraphPair
 from gatenorm_export.progress import Progress
 from gatenorm_export.records import EngineArtifact, Latency, LatencyRow
 from gatenorm_export.records.bench import BenchReport, BenchRow

@@ -10,8 +10,8 @@ from typing import Literal
 from gatenorm_export.building import check_pair, check_runnable, check_version, find_gpu, read_engine
 from gatenorm_export.building.network import read_network
 from gatenorm_export.comparing.engine_accuracy import Found, accuracy_record, check_engine
-from gatenorm_export.comparing.graph_pair import GraphPair
 from gatenorm_export.errors import GateNormError, MissingPartError, RefusedError
+from gatenorm_export.graph_pair import GraphPair
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import EngineAccuracy, EngineArtifact
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gatenorm_export.building.reach import StepRange, context_of, step_ranges
 from gatenorm_export.comparing.feeds import Feed, step_feed
-from gatenorm_export.comparing.signature import MASK, TOKENS, DecodeSignature
+from gatenorm_export.decode_signature import MASK, TOKENS, DecodeSignature
 from gatenorm_export.errors import InputError
 from gatenorm_export.records import Profile
 

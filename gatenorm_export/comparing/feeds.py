@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS
+from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS
 
 PROMPT_LENGTHS = (24, 17)
 DECODE_STEPS, CHUNK, LATE_STEPS = 8, 4, 2

@@ -13,6 +13,7 @@ from gatenorm_export.errors import RefusedError
 from gatenorm_export.framework import zeroed_attention
 from gatenorm_export.progress import Progress
 from gatenorm_export.records import Faithfulness, ModelSpec
+from gatenorm_export.sessions import open_session
 
 TOKENS, MASK, TYPES, POSITIONS, PIXELS = "input_ids", "attention_mask", "token_type_ids", "position_ids", "pixel_values"
 SHAPES = ((2, 24, 17), (1, 1, 1), (3, 40, 9))
@@ -30,8 +31,6 @@ class ForwardGraph:
     """
 
     def __init__(self, graph: Path, session: Any = None) -> None:
-        from gatenorm_export.comparing.runners import open_session
-
         self.session = session if session is not None else open_session(graph)
         self.inputs = {entry.name: entry.shape for entry in self.session.get_inputs()}
         self.outputs = tuple(entry.name for entry in self.session.get_outputs())

@@ -15,6 +15,7 @@ from gatenorm_export.errors import needs
 from gatenorm_export.framework import load_config
 from gatenorm_export.progress import Progress
 from gatenorm_export.records import Latency, ModelSpec
+from gatenorm_export.sessions import open_session
 
 TEXT_LENGTHS = (16, 64, 256)
 IMAGE_BATCHES = (1, 4, 16)
@@ -80,8 +81,6 @@ def _forward(feed: Callable[[ForwardGraph, Point], dict[str, np.ndarray]]) -> Op
 
 def _sound(config: Any) -> OpenSide:
     def open_side(graph: Path) -> Callable[[Point], Callable[[], Any]]:
-        from gatenorm_export.comparing.runners import open_session
-
         session = open_session(graph)
         return lambda point: _call(session, {FEATURES: random_features(config, point.batch)})
 

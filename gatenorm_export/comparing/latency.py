@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import gc
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
+from gatenorm_export.benching.statistics import order_free_ratios
+from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
 from gatenorm_export.errors import needs
 from gatenorm_export.model_configs import configs_of
+from gatenorm_export.processor import device_name
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Latency, LatencyRow, ModelSpec
+from gatenorm_export.sessions import open_session
 
 SEQUENCES = (64, 256, 512)
 REPEATS = {"prefill": 8, "decode": 76}
@@ -55,8 +57,6 @@ def measure_latency(
         InputError: a graph cannot be loaded.
     """
     progress = progress or Quiet()
-    with needs("ort", "latency"):
-        from gatenorm_export.comparing.runners import open_session
 
     def open_side(graph: Path) -> Callable[[Point], Callable[[], Any]]:
         session = open_session(graph)
@@ -123,26 +123,6 @@ def measure_points(
         decode_speedup_low=decode_low,
         decode_speedup_high=decode_high,
     )
-
-
-def device_name() -> str:
-    """The processor and how many of its threads there are."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} threads, {platform.system()} {platform.machine()}"
-
-
-def order_free_ratios(seconds: np.ndarray) -> np.ndarray:
-    """Ratios base / pruned [repeats / 2] of seconds [2, repeats]: the geometric mean of two pairs in opposite order.
-
-    Whichever is called after the other finds its caches cold; over both orders that cancels, where a median of single
-    pairs would jump between the two.
-    """
-    pairs = seconds[0] / seconds[1]
-    return np.asarray(np.sqrt(pairs[0::2] * pairs[1::2]))
 
 
 def speedup_with_interval(*ratios: np.ndarray, seed: int = 0) -> tuple[float, float, float]:

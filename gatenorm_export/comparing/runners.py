@@ -20,30 +20,10 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.datatype import DataType
 
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
-from gatenorm_export.errors import InputError
+from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
+from gatenorm_export.sessions import open_session
 
 Feed = Mapping[str, np.ndarray]
-
-
-def open_session(graph: Path) -> Any:
-    """An ONNX Runtime session on the CPU, from the file's path so that external data is found.
-
-    Raises:
-        InputError: ONNX Runtime cannot load the graph.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Threads that still spin after a call take the cores from the next session's: when two sessions are timed in turn,
-    # the first call after each change took up to 1.7 times as long.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{graph}: ONNX Runtime cannot load it ({first})") from error
 
 
 def step_metadata() -> Any:

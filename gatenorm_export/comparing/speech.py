@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gatenorm_export.comparing.faithfulness import RELATIVE_TOLERANCE, summarise, what_went
-from gatenorm_export.comparing.signature import DTYPES, CacheInput
+from gatenorm_export.decode_signature import DTYPES, CacheInput
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.framework import zeroed_attention
 from gatenorm_export.progress import Progress
@@ -28,7 +28,7 @@ class SpeechEncoder:
     """
 
     def __init__(self, graph: Path) -> None:
-        from gatenorm_export.comparing.runners import open_session
+        from gatenorm_export.sessions import open_session
 
         self.session = open_session(graph)
         names = [entry.name for entry in self.session.get_inputs()]
@@ -52,7 +52,7 @@ class SpeechDecoder:
     """
 
     def __init__(self, graph: Path) -> None:
-        from gatenorm_export.comparing.runners import open_session
+        from gatenorm_export.sessions import open_session
 
         self.session = open_session(graph)
         entries = {entry.name: entry for entry in self.session.get_inputs()}

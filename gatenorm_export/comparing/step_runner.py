@@ -17,7 +17,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.datatype import DataType
 
 from gatenorm_export.comparing.runners import step_metadata
-from gatenorm_export.comparing.signature import MASK, TOKENS, CacheInput, DecodeSignature
+from gatenorm_export.decode_signature import MASK, TOKENS, CacheInput, DecodeSignature
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.records import Profile
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from gatenorm_export.architectures import adapter_for
-from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.comparing.text import load_text
 from gatenorm_export.correlating.agreement import agreement, cut_of, warning_of
 from gatenorm_export.correlating.measuring import measure_layers
@@ -19,6 +18,7 @@ from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.framework import load_framework_model
 from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.kinds import kind_of
+from gatenorm_export.processor import device_name
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import LayerScores, ModelSpec
 from gatenorm_export.records.correlation import CorrelationReport, LayerMeasures

@@ -12,8 +12,8 @@ from pathlib import Path
 from gatenorm_export.benching.clocks import gpu_driver
 from gatenorm_export.building.build_cache import default_cache
 from gatenorm_export.building.gpus import find_gpu
-from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.memory import free_memory, kernel_bytes
+from gatenorm_export.processor import device_name
 from gatenorm_export.records.doctor import MachineFacts, PartFinding, PlaceFinding
 
 

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from gatenorm_export.comparing.feeds import step_feed
-from gatenorm_export.comparing.signature import TOKENS, signature_of
+from gatenorm_export.decode_signature import TOKENS, signature_of
 from gatenorm_export.errors import RefusedError
+from gatenorm_export.sessions import open_session
 
 LOGITS_BYTES = 256 * 1024 * 1024
 """Logits that one call may give: at a vocabulary of 150k in fp32 that is 447 positions, and a whole batch of prompts
@@ -59,8 +60,6 @@ class GraphDecoder:
 
     def __init__(self, graph: Path) -> None:
         import onnxruntime
-
-        from gatenorm_export.comparing.runners import open_session
 
         self.name = str(graph)
         self.backend = f"ONNX Runtime {onnxruntime.__version__} CPU"

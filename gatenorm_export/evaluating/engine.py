@@ -11,7 +11,7 @@ import numpy as np
 from gatenorm_export.building import check_runnable, find_flavour, read_engine
 from gatenorm_export.building.reach import DECODE, PREFILL, context_of
 from gatenorm_export.comparing.feeds import step_feed
-from gatenorm_export.comparing.signature import MASK, POSITIONS, TOKENS, CacheInput
+from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS, CacheInput
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.evaluating.decoder import Reach, checked
 from gatenorm_export.records import EngineArtifact, ProfileBounds

@@ -17,11 +17,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.errors import UsageError, needs
 from gatenorm_export.evaluating.kept_answers import KeptAnswers
 from gatenorm_export.evaluating.models import EvaluatedModel, find_model, tokenizer_digest
 from gatenorm_export.kept_work import KeptWork
+from gatenorm_export.processor import device_name
 from gatenorm_export.progress import Progress, Quiet, Task
 from gatenorm_export.records import Evaluation, ModelResult, TaskMetric, TaskResult
 from gatenorm_export.silence import silenced

@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from gatenorm_export.processor import device_name
 from gatenorm_export.records.task import Machine
 
 
 def this_machine() -> Machine:
     """The one that this runs on."""
     from gatenorm_export.building.gpus import find_gpu
-    from gatenorm_export.comparing.latency import device_name
 
     gpu = find_gpu()
     return Machine(host=platform.node(), device=device_name(), gpu=str(gpu) if gpu is not None else None)

@@ -16,13 +16,13 @@ from pydantic import TypeAdapter
 from gatenorm_export.artifacts import sha256_of, staged_folder
 from gatenorm_export.comparing import check_faithfulness, load_text
 from gatenorm_export.comparing.deciding import graph_digest
-from gatenorm_export.comparing.latency import device_name
 from gatenorm_export.comparing.text import Text
 from gatenorm_export.errors import GateNormError, InputError, RefusedError, needs
 from gatenorm_export.exporting import export_model
 from gatenorm_export.graphs import GRAPH_NAME, graph_file, graph_manifest
 from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.kinds import require_decoder
+from gatenorm_export.processor import device_name
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.provenance import require_model
 from gatenorm_export.pruning import prune_graph
