@@ -15,6 +15,7 @@ from typing import Any
 import platformdirs
 
 from gatenorm_export.artifacts import atomic_file, sha256_of
+from gatenorm_export.building.opening import record_file
 from gatenorm_export.building.resources import free_disk
 from gatenorm_export.errors import InputError, OutputError
 from gatenorm_export.progress import Progress
@@ -38,9 +39,9 @@ class BuildCache:
         Raises:
             OutputError: ``engine`` cannot be written.
         """
-        kept, record_file = self._places(key)
+        kept, kept_record = self._places(key)
         try:
-            record = EngineArtifact.load(record_file)
+            record = EngineArtifact.load(kept_record)
         except InputError:
             return None
         with contextlib.suppress(_Damaged), atomic_file(engine) as temporary:
@@ -52,7 +53,9 @@ class BuildCache:
                 raise _Damaged
             # The age of a file says when it was last of use.
             with contextlib.suppress(OSError):
-                os.utime(record_file)
+                os.utime(kept_record)
+            # An engine without a record is refused for what it is; one under another's record seems damaged.
+            record_file(engine).unlink(missing_ok=True)
             return record
         progress.say(f"{kept}: the kept engine is damaged; it is removed and built again")
         self._remove(key)
@@ -60,7 +63,7 @@ class BuildCache:
 
     def keep(self, key: str, engine: Path, record: EngineArtifact, progress: Progress) -> None:
         """Keep a copy of ``engine``. A cache that has no room, or cannot be written, is said and does no harm."""
-        kept, record_file = self._places(key)
+        kept, kept_record = self._places(key)
         if record.bytes > self.limit_bytes:
             progress.say(f"the build cache holds {self.limit_bytes / 1e9:g} GB, this engine is larger; it is not kept")
             return
@@ -71,7 +74,7 @@ class BuildCache:
                 return
             with atomic_file(kept) as temporary:
                 shutil.copyfile(engine, temporary)
-            record.save(record_file)
+            record.save(kept_record)
         except (OSError, OutputError) as error:
             progress.say(f"{self.folder}: the engine is not kept for the next build of the same ({error})")
 
