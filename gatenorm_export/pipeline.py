@@ -166,8 +166,9 @@ class _Run:
             towers=(drop.tower,) if drop.tower else None,
             cuts=(drop.drop,) if drop.drop is not None else (),
             ratio=drop.ratio,
-            # A search looks at the order of all scores, and what is protected shifts the cut.
-            exact=self._request.guard is not None or bool(drop.protect) or drop.layers is not None,
+            protect=drop.protect,
+            # A search looks at the order of all scores.
+            exact=self._request.guard is not None or drop.layers is not None,
         )
 
         def produce() -> Iterable[Path]:

@@ -117,7 +117,7 @@ def rank_layers(scores: LayerScores, request: DropRequest, *, ordered: bool = Fa
     if ordered:
         _check_exact(scores, entries)
     else:
-        _check_cut(scores, ranked[:count], ranked[count:])
+        _check_cut(scores, ranked[:count], ranked[count:], request.protect)
     return Ranking(tuple(entry.layer for entry in ranked), count, policy)
 
 
@@ -157,7 +157,7 @@ def plan_of(
     )
 
 
-def _check_cut(scores: LayerScores, chosen: list[LayerScore], rest: list[LayerScore]) -> None:
+def _check_cut(scores: LayerScores, chosen: list[LayerScore], rest: list[LayerScore], protect: tuple[int, ...]) -> None:
     """Sketched scores decide a cut when no interval reaches across it, or when scoring called what does a tie."""
     if not chosen or not rest:
         return
@@ -165,12 +165,13 @@ def _check_cut(scores: LayerScores, chosen: list[LayerScore], rest: list[LayerSc
     lowest = min(entry.low if entry.low is not None else entry.score for entry in rest)
     if highest <= lowest:
         return
-    n = len(chosen)
-    if any(cut.n == n and cut.tower == chosen[0].tower and (cut.certain or cut.tied) for cut in scores.cuts):
+    n, of = len(chosen), (chosen[0].tower, set(protect))
+    if any(cut.n == n and (cut.tower, set(cut.protect)) == of and (cut.certain or cut.tied) for cut in scores.cuts):
         return
+    spared = f" --protect {','.join(map(str, sorted(of[1])))}" if protect else ""
     raise RefusedError(
         f"{scores.model.name}: its scores are sketched and do not decide which {n} are the lowest; score it again "
-        f"with --drop {n} or --exact"
+        f"with --drop {n}{spared} or --exact"
     )
 
 

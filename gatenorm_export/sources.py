@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gatenorm_export.architectures import GGUF_ARCHITECTURES, NamePatterns
+from gatenorm_export.architectures.guessing import UNKNOWN
 from gatenorm_export.architectures.naming import holds_query_or_key
 from gatenorm_export.checkpoints.locate import CONFIG, Located, locate
 from gatenorm_export.checkpoints.opening import open_checkpoint
@@ -88,7 +89,7 @@ def _architecture(located: Located, *, guess: bool) -> str:
     if isinstance(architectures, list) and architectures and isinstance(architectures[0], str):
         return architectures[0]
     if guess and not architectures:
-        return "unknown"
+        return UNKNOWN
     raise InputError(f"{located.folder.where(CONFIG)}: names no architecture; is it the config of a pretrained model?")
 
 

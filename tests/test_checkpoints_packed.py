@@ -8,10 +8,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from model_zoo import row
+from safetensors.numpy import load_file, save_file
 
 from gatenorm_export.checkpoints import open_checkpoint
 from gatenorm_export.errors import InputError
+from gatenorm_export.scoring import score_model
+from gatenorm_export.sources import resolve_model
 
 RNG = np.random.default_rng(7)
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
@@ -210,3 +213,41 @@ def test_other_quantisers_are_refused_by_name(beside: str, method: str, tmp_path
     place = write(tmp_path, {"q.weight": np.zeros((4, 4), np.uint8), beside: np.zeros((4, 4), np.uint8)})
     with pytest.raises(InputError, match=rf"{tmp_path}: tensor q\.weight is packed by {method}"):
         read(place)
+
+
+@pytest.mark.parametrize("lost", ["model.layers.2.self_attn.k_proj.weight_scale", "all, and the config tells"])
+def test_a_lost_scale_is_not_taken_for_plain_fp8(lost: str, tmp_path: Path) -> None:
+    """Scored as they lie, such weights would turn the ranking round."""
+    folder = row("llama-gqa").save(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("q_proj.weight", "k_proj.weight"))]:
+        scale = np.abs(tensors[name]).max() / 448
+        tensors[name] = (tensors[name] / scale).astype(ml_dtypes.float8_e4m3fn)
+        tensors[f"{name}_scale"] = np.array(scale, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    spec = resolve_model(str(folder), whole=False)
+    assert score_model(spec).convention.checkpoint_dtype == "F8_E4M3 scaled"
+    kept = {name: tensor for name, tensor in tensors.items() if name != lost}
+    if lost not in tensors:
+        kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("_scale")}
+    save_file(kept, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    if lost not in tensors:
+        # Plain fp8 is a way to keep weights as any other, until something says that there was a quantiser.
+        assert score_model(resolve_model(str(folder), whole=False)).convention.checkpoint_dtype == "F8_E4M3"
+        config["quantization_config"] = {"quant_method": "fp8"}
+        (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"tensor model.layers.\d.self_attn.._proj.weight is stored as F8_E4M3 and no"):
+        score_model(resolve_model(str(folder), whole=False))
+
+
+def test_whole_numbers_without_a_scale_are_no_weights(tmp_path: Path) -> None:
+    folder = row("llama-gqa").save(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    tensors[name] = (tensors[name] * 1000).round().clip(-127, 127).astype(np.int8)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(
+        InputError, match=r"layers.1.self_attn.q_proj.weight is stored as I8 and no scale lies beside it"
+    ):
+        score_model(resolve_model(str(folder), whole=False))

@@ -313,7 +313,7 @@ def test_correlate_takes_an_encoder_and_warns_in_words(
         ("bert", ["--tower", "text"], 3, "--tower text"),
         ("bert", [], 3, "holds no tokenizer"),
         ("bert", ["--drop", "9"], 5, "--drop 9"),
-        ("bert", ["--max-text-tokens", "0"], 3, "--max-text-tokens 0"),
+        ("bert", ["--max-text-tokens", "0"], 2, "--max-text-tokens: 0 is too small"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(

@@ -45,7 +45,8 @@ def test_a_cut_of_which_more_than_half_would_stay_disagrees() -> None:
     assert (half.shared, half.disagrees) == ((0,), False)
     warning = warning_of([half, found])
     assert warning is not None
-    assert "Gate-Norm and the norm ratio disagree on more than half of the layers" in warning
+    assert "Gate-Norm and the norm ratio disagree on more than half of the layers that would go" in warning
+    assert found.sentence.endswith("they disagree on more than half of the 2 lowest.")
 
 
 def test_more_than_half_of_all_layers_apart_disagrees_although_the_cut_is_shared() -> None:
@@ -57,7 +58,19 @@ def test_more_than_half_of_all_layers_apart_disagrees_although_the_cut_is_shared
     assert "Gate-Norm have the same lowest layer, Spearman" in found.sentence
     worse = agreement("cosine", ranking(EIGHT), ranking([0, 5, 6, 7, 4, 1, 2, 3]), 1)
     assert (worse.apart, worse.disagrees) == ((1, 2, 3, 5, 6, 7), True)
-    assert "place 6 of 8 layers more than a quarter of the ranking apart: they disagree" in worse.sentence
+    assert (
+        "place 6 of 8 layers more than a quarter of the ranking apart: they disagree on more than half of all layers."
+        in worse.sentence
+    )
+    warning = warning_of([worse])
+    assert warning is not None
+    assert "disagree on more than half of the layers, the sign" in warning
+    # One layer would go, and it is another one: that is no share of the layers.
+    other = agreement("cosine", ranking(EIGHT), ranking([1, 0, 2, 3, 4, 5, 6, 7]), 1)
+    assert other.disagrees
+    assert other.sentence.endswith(
+        "place 0 of 8 layers more than a quarter of the ranking apart: they disagree on the layer that would go."
+    )
 
 
 def test_a_random_ranking_of_many_layers_is_told_from_a_related_one() -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from model_zoo import row
+from safetensors.numpy import load_file
 
-from gatenorm_export.errors import RefusedError
+from benchmarks.matrix.models import family
+from gatenorm_export.architectures import LayerTensors, Tower
+from gatenorm_export.architectures.layouts import SEPARATE
+from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.records import LayerScore
 from gatenorm_export.reporting import scores_svg
-from gatenorm_export.scoring import score_model
+from gatenorm_export.scoring import ScoreRequest, score_model
 from gatenorm_export.scoring.gate_norm import gate_norm
-from gatenorm_export.scoring.norms import default_cut, folded, gain, ranking_shift, require_norms
+from gatenorm_export.scoring.norms import default_cut, folded, gain_of, ranking_shift, require_norms
 from gatenorm_export.scoring.ranks import average_ranks, lowest, removal_order, spearman, two_digits
 from gatenorm_export.scoring.trend import depth_trend, longest_fall, nearest_fall
 from gatenorm_export.sources import resolve_model
@@ -28,7 +34,7 @@ def test_a_folded_layer_computes_what_norm_and_projection_compute() -> None:
     block = model.model.layers[1]
     attention, norm = block.self_attn, block.input_layernorm
     query, key = (getattr(attention, name).weight.detach().numpy() for name in ("q_proj", "k_proj"))
-    query_folded, key_folded = folded(query, key, gain(norm.weight.detach().numpy(), 0.0))
+    query_folded, key_folded = folded(query, key, gain_of(norm.weight.detach().numpy(), 0.0))
     assert query_folded.dtype == np.float64
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
     bare = (x / (x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()).numpy()
@@ -44,9 +50,9 @@ def test_a_folded_layer_computes_what_norm_and_projection_compute() -> None:
 
 def test_gemma_stores_its_norm_less_one() -> None:
     weight = np.array([0.0, -0.5, 1.0], np.float32)
-    assert gain(weight, 1.0).tolist() == [1.0, 0.5, 2.0]
+    assert gain_of(weight, 1.0).tolist() == [1.0, 0.5, 2.0]
     query, key = np.ones((2, 3), np.float32), np.ones((1, 3), np.float32)
-    assert folded(query, key, gain(weight, 1.0))[0].tolist() == [[1.0, 0.5, 2.0]] * 2
+    assert folded(query, key, gain_of(weight, 1.0))[0].tolist() == [[1.0, 0.5, 2.0]] * 2
 
 
 def test_a_gain_of_ones_changes_nothing_and_half_precision_stays_small() -> None:
@@ -64,12 +70,40 @@ def test_a_gain_that_does_not_fit_is_refused(wrong: np.ndarray) -> None:
         folded(np.ones((8, 6)), np.ones((4, 6)), wrong)
 
 
+def tower(*norms: str | None, **how: Any) -> Tower:
+    layers = tuple(LayerTensors(layer, ("q", "k"), norm) for layer, norm in enumerate(norms))
+    return Tower("", len(norms), 8, 2, 2, 4, SEPARATE, layers, **how)
+
+
 def test_blocks_without_a_norm_in_front_are_refused_with_the_reason() -> None:
-    require_norms("llama", "", {0: "a", 1: "b"})
-    with pytest.raises(RefusedError, match=r"bert: --fold-norms has nothing to fold: no layer has .* as in BERT"):
-        require_norms("bert", "", {0: None, 1: None})
-    with pytest.raises(RefusedError, match=r"odd, tower text: .* layer 1 does not have"):
-        require_norms("odd", "text", {0: "a", 1: None})
+    require_norms(tower("a", "b", norm="{layer}.norm"), "llama")
+    require_norms(tower(None, "b", norm="{layer}.norm", normed_from=1), "modernbert")
+    cross = dataclasses.replace(tower(None, None), name="cross")
+    for found, says in (
+        (tower(None, None), "bert: --fold-norms has nothing to fold: no layer has .* as in BERT"),
+        (tower("a", None), "bert: --fold-norms has nothing to fold: layer 1 has no norm weight"),
+        (tower(None, None, guessed="by names"), "which norm stands before attention is not known"),
+        (cross, "bert, tower cross: .* two different norms.*--tower"),
+    ):
+        with pytest.raises(RefusedError, match=says):
+            require_norms(found, "bert")
+    with pytest.raises(RefusedError, match="score the checkpoint that it was exported from"):
+        require_norms(tower(None, None), "graph", graph=True)
+    with pytest.raises(InputError, match=r"llama: tensor 1.norm is missing from the checkpoint; only --fold-norms"):
+        require_norms(tower("a", None, norm="{layer}.norm"), "llama")
+
+
+def test_modernberts_first_layer_reads_embeddings_that_are_normed_already(tmp_path: Path) -> None:
+    family("modernbert").make().save_pretrained(tmp_path)
+    found = score_model(resolve_model(str(tmp_path)), ScoreRequest(fold_norms=True))
+    assert found.folded is not None
+    plain, with_norms = ({one.layer: one.score for one in scores} for scores in (found.layers, found.folded.layers))
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert plain[0] == with_norms[0]
+    name = next(name for name in tensors if name.endswith("layers.1.attn_norm.weight"))
+    fused = tensors[name.replace("attn_norm", "attn.Wqkv")].astype(np.float64)
+    query, key, _ = np.split(fused * tensors[name].astype(np.float64), 3)
+    assert with_norms[1] == pytest.approx(np.linalg.norm(query.T @ key))
 
 
 def test_a_shift_names_who_moved_and_what_would_go_instead() -> None:

@@ -140,6 +140,9 @@ def test_a_tie_that_scoring_found_is_no_doubt() -> None:
     tie = CutCertainty(n=1, certain=False, tied=(1, 2), sentence="")
     found = sketched((8.0, 9.0), (1.0, 2.0), (1.0, 2.0), cuts=(tie,))
     assert make_plan(found, DropRequest(drop=1), scores_sha256="0").drop == (2,)
+    # It was found without what is protected now.
+    with pytest.raises(RefusedError, match="score it again with --drop 1 --protect 0 or --exact"):
+        make_plan(found, DropRequest(drop=1, protect=(0,)), scores_sha256="0")
 
 
 def test_an_order_needs_exact_scores() -> None:

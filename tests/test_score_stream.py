@@ -107,6 +107,16 @@ def test_layers_that_rounding_cannot_tell_apart_are_tied() -> None:
 
 
 @pytest.mark.usefixtures("everything_is_large")
+def test_protected_layers_take_no_part_in_a_cut() -> None:
+    layers = random_layers([2.0, 1.0, 1.0, 0.1])
+    layers[2].query, layers[2].key = layers[1].query.copy(), layers[1].key.copy()
+    [cut] = score_layers(layers, head_dim=HEAD_DIM, cuts=[2], protect=(1,)).certainties
+    assert cut.certain
+    [cut] = score_layers(layers, head_dim=HEAD_DIM, cuts=[1], protect=(3,)).certainties
+    assert cut.tied == (1, 2)
+
+
+@pytest.mark.usefixtures("everything_is_large")
 @pytest.mark.parametrize("asked", [{"cuts": ()}, {"cuts": (2,), "exact": True}, {"cuts": (2,), "variant": "per-head"}])
 def test_exact_scores_are_exact(asked: dict) -> None:
     layers = random_layers([3.0, 2.0, 1.0])

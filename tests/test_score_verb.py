@@ -58,6 +58,17 @@ def test_several_cuts_are_certain_and_marked(checkpoint: Path, capfd) -> None:
     assert "The 3 lowest scores are certain." in shown
 
 
+def test_a_cut_is_certain_among_what_is_not_protected(checkpoint: Path, capfd) -> None:
+    _, scores, _ = score(capfd, checkpoint)
+    first, second = np.argsort(values(scores))[:2]
+    code, scores, _ = score(capfd, checkpoint, "--drop", "1", "--protect", first, "--fold-norms")
+    assert code == 0
+    [cut] = scores["cuts"]
+    assert (cut["certain"], cut["protect"]) == (True, [first])
+    assert cut["sentence"] == "The 1 lowest scores that are not protected are certain."
+    assert scores["folded"]["shifts"][0]["plain"] == [second]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [

@@ -16,6 +16,7 @@ from model_zoo import NAMES, row
 
 from gatenorm_export.errors import InputError
 from gatenorm_export.scoring import depth_trend, gate_norm, score_model
+from gatenorm_export.scoring.gate_norm import exact_score
 from gatenorm_export.sources import resolve_model
 
 
@@ -55,6 +56,16 @@ def test_scores_do_not_depend_on_sharding_or_upcast(family: str, tmp_path: Path)
     upcast = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32)
     upcast.save_pretrained(tmp_path / "upcast")
     assert scores_of(tmp_path / "upcast") == whole
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_the_rounding_of_a_group_sum_is_told_at_any_size(scale: float) -> None:
+    """Squares of such weights leave float32, and with them did the bound: as infinity, or as none at all."""
+    rng = np.random.default_rng(3)
+    query, key = rng.normal(size=(8, 6)), rng.normal(size=(4, 6))
+    usual = exact_score(query.astype(np.float32), key.astype(np.float32), head_dim=2)
+    found = exact_score((query * scale).astype(np.float32), (key * scale).astype(np.float32), head_dim=2)
+    assert found.rounding == pytest.approx(usual.rounding, rel=1e-5)
 
 
 matrices = st.integers(0, 2**32 - 1).map(

@@ -102,7 +102,7 @@ def test_heads_need_not_share_the_width_where_the_config_gives_their_size() -> N
             {},
             r"which attention is meant.*net\.blocks\.\{layer\}\.attn\.wq.* with net.*dec\.\{layer\}.*--q-pattern",
         ),
-        ({f"s.{a}.b.{b}.{w}": (64, 64) for a in range(2) for b in range(2) for w in "qk"}, {}, "more than one number"),
+        ({f"s.{a}.b.{b}.{w}": (64, 64) for a in range(2) for b in range(2) for w in "qk"}, {}, "hold several numbers"),
         (stack("net.blocks.{}.attn.a.weight", "net.blocks.{}.attn.b.weight"), {}, r"no tensor has a name.*net\.embed"),
         (stack(k=(24, 64)), {}, r"is \[64, 64\] and .* is \[24, 64\], and no number of heads in the config fits"),
         (stack(k=(64, 64)), {}, "no number of heads in the config fits"),

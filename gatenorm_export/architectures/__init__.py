@@ -66,9 +66,10 @@ def adapter_for(architecture: str) -> Adapter:
     """
     adapter = ADAPTERS.get(architecture)
     if adapter is None:
-        families = ", ".join(sorted({adapter.family for adapter in ADAPTERS.values()}))
+        # Of a family of several towers the first word is its own.
+        families = ", ".join(sorted({adapter.family.partition(",")[0] for adapter in ADAPTERS.values()}))
         raise InputError(
-            f"{architecture}: not an architecture that gatenorm exports; it takes those of {families} "
+            f"{architecture}: not an architecture whose framework model gatenorm knows; it takes those of {families} "
             "(an ONNX graph of any model can still be pruned with `gatenorm prune --layers`)"
         )
     return adapter

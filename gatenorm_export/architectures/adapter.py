@@ -63,7 +63,8 @@ class TowerRow:
 
     ``tensors`` and ``norm`` are the ends of stored names, with a ``{layer}`` field: what stands before them differs
     from head class to head class ("model.", "bert.", nothing) and is found in the checkpoint. ``under`` is a part of it
-    that must be there, where a checkpoint holds several stacks whose names end alike. ``norm`` lists alternatives.
+    that must be there, where a checkpoint holds several stacks whose names end alike. ``norm`` lists alternatives;
+    layers before ``normed_from`` read a stream that is normed already.
     ``modules`` are paths from the base model.
     """
 
@@ -73,6 +74,7 @@ class TowerRow:
     dims: DimKeys = DimKeys()
     layout: Layout = SEPARATE
     norm: tuple[str, ...] = ()
+    normed_from: int = 0
     norm_offset: float = 0.0
     under: str | None = None
 

@@ -44,8 +44,9 @@ MODERNBERT = Adapter(
             tensors=("layers.{layer}.attn.Wqkv.weight",),
             modules=Modules("layers", "attn", "mlp.Wo"),
             layout=Stacked(),
-            # The first layer has none: the embeddings are normed already.
             norm=("layers.{layer}.attn_norm.weight",),
+            # The embeddings are normed already.
+            normed_from=1,
         ),
     ),
 )

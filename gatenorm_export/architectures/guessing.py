@@ -11,6 +11,9 @@ from gatenorm_export.architectures.shapes import tower_of_pair
 from gatenorm_export.architectures.tower import Tower
 from gatenorm_export.errors import RefusedError
 
+UNKNOWN = "unknown"
+"""The architecture of a config that names none."""
+
 _NAME_THEM = "name the weights with --q-pattern and --k-pattern"
 
 
@@ -24,7 +27,10 @@ def guess_towers(architecture: str, config: Mapping[str, Any], tensors: Tensors,
         InputError: the config holds a senseless dimension, or a layer has only one of the two weights.
         RefusedError: there is doubt; the text lists the tensors found.
     """
-    unknown = f"{where}: {architecture} is not in gatenorm's table"
+    what = (
+        f"{architecture} is not in gatenorm's table" if architecture != UNKNOWN else "the config names no architecture"
+    )
+    unknown = f"{where}: {what}"
     weights = [name for name, info in tensors.items() if len(info.shape) == 2]
     queries = dict(PAIRS)
     named = with_layer(name for name in weights if word_of(name) in {*queries, *queries.values()})
@@ -45,7 +51,10 @@ def guess_towers(architecture: str, config: Mapping[str, Any], tensors: Tensors,
             continue
         keys = named[key]
         if layers is None or keys is None:
-            raise RefusedError(f"{unknown}, and more than one number differs in names like {template}; {_NAME_THEM}")
+            raise RefusedError(
+                f"{unknown}, and names like {template} hold several numbers, of which any may count the layers; "
+                f"{_NAME_THEM}"
+            )
         pairs.append(Pair(template, key, layers, keys))
     if not pairs:
         raise RefusedError(
@@ -56,10 +65,7 @@ def guess_towers(architecture: str, config: Mapping[str, Any], tensors: Tensors,
         found = ", ".join(f"{pair.query} with {pair.key}" for pair in pairs)
         raise RefusedError(f"{unknown}, and which attention is meant cannot be known: found {found}; {_NAME_THEM}")
     (pair,) = pairs
-    found = (
-        f"{architecture} is not in gatenorm's table; query and key weights were found by names and shapes, "
-        f"{pair.query} and {pair.key}"
-    )
+    found = f"{what}; query and key weights were found by names and shapes, {pair.query} and {pair.key}"
     return (tower_of_pair(pair, config, tensors, where=where, found=found),)
 
 

@@ -85,6 +85,8 @@ def _resolve(row: TowerRow, config: Mapping[str, Any], tensors: Tensors, where: 
         head_dim=head_dim,
         layout=row.layout,
         layers=tuple(layers),
+        norm=prefix + row.norm[0] if row.norm else None,
+        normed_from=row.normed_from,
         norm_offset=row.norm_offset,
     )
     check_tensors(tower, tensors, where)

@@ -54,9 +54,11 @@ class Joinable(Protocol):
 class Tower:
     """One stack of attention sublayers: ``name`` is "" where a model has only one, or such as "encoder", "cross".
 
-    ``n_layers`` counts all blocks, ``layers`` only holds those that have attention. ``norm_offset`` is 1.0 where the
-    norm multiplies by 1 + weight, as Gemma's does. ``guessed`` is a sentence that says that tensors were found by names
-    and shapes; None for a family in the table.
+    ``n_layers`` counts all blocks, ``layers`` only holds those that have attention. ``norm`` is the name, with a
+    ``{layer}`` field, of the norm weight that the family has before attention in every layer from ``normed_from`` on;
+    None where it has none, or is not known. ``norm_offset`` is 1.0 where the norm multiplies by 1 + weight, as Gemma's
+    does. ``guessed`` is a sentence that says that tensors were found by names and shapes; None for a family in the
+    table.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Tower:
     head_dim: int
     layout: Layout
     layers: tuple[LayerTensors, ...]
+    norm: str | None = None
+    normed_from: int = 0
     norm_offset: float = 0.0
     guessed: str | None = None
 

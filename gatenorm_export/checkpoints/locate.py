@@ -22,6 +22,7 @@ from gatenorm_export.progress import Progress, Quiet
 CONFIG = "config.json"
 Kind = Literal["safetensors", "gguf", "torch", "onnx"]
 
+_BY_RANGE = "only safetensors and GGUF are read by range; download it first"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _KINDS: dict[str, Kind] = {
     ".safetensors": "safetensors",
@@ -109,7 +110,7 @@ def _located(place: str, *, whole: bool = True) -> Located:
         return _in_folder(place, folder, whole=whole)
     kind = _KINDS[Path(file).suffix]
     if folder.remote and kind in {"torch", "onnx"}:
-        raise InputError(f"{folder.where(file)}: only safetensors and GGUF are read by range; download it first")
+        raise InputError(f"{folder.where(file)}: {_BY_RANGE}")
     weights = gguf_parts(folder, file) if kind == "gguf" else (file,)
     if folder.remote:
         # Asked for now, a file that is not there is named before anything else.
@@ -136,6 +137,9 @@ def _in_folder(place: str, folder: Folder, *, whole: bool) -> Located:
         if others:
             raise InputError(f"{place}: holds {', '.join(others[:4])}; name the file that is meant")
     else:
+        for file in (torch_file.SINGLE, torch_file.INDEX):
+            if folder.has(file):
+                raise InputError(f"{folder.where(file)}: {_BY_RANGE}")
         # A source that shows nothing at all is said to be wrong by its own answer.
         folder.open(CONFIG if not folder.has(CONFIG) else single)
     raise InputError(f"{folder.name}: holds no weights; it needs {single} or {index} with its shards")

@@ -20,6 +20,8 @@ from gatenorm_export.errors import InputError
 
 _SCALES = ("weight_scale_inv", "weight_scale")
 _PACKED = "qweight"
+SCALED = " scaled"
+"""How the type of a weight ends that is kept with a scale."""
 _USUAL_BLOCKS = (128, 128)
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 # What other quantisers keep in place of a weight, or beside one, and how they are called.
@@ -112,7 +114,7 @@ class UnpackedSource:
         scale = self._scale_of(name)
         if scale is not None:
             beside = self._source.info(scale)
-            return TensorInfo(name, info.shape, f"{info.dtype} scaled", info.nbytes + beside.nbytes, info.file)
+            return TensorInfo(name, info.shape, f"{info.dtype}{SCALED}", info.nbytes + beside.nbytes, info.file)
         return info
 
     def _scale_of(self, name: str) -> str | None:

@@ -21,6 +21,7 @@ from gatenorm_export.checkpoints.transports import (
     Missing,
     Transient,
     Transport,
+    lacking,
 )
 from gatenorm_export.errors import InputError, needs
 
@@ -142,9 +143,14 @@ class RemoteFolder:
         with needs("remote", f"{self.name}: a URL"):
             import fsspec
 
-            # Proxies are named by the environment. Listings must not be kept from an earlier reading.
-            options = {"client_kwargs": {"trust_env": True}} if self._http else {}
+            if self._http:
+                import aiohttp  # noqa: F401
+        # Proxies are named by the environment. Listings must not be kept from an earlier reading.
+        options = {"client_kwargs": {"trust_env": True}} if self._http else {}
+        try:
             self._filesystem = fsspec.filesystem(self._scheme, skip_instance_cache=True, **options)
+        except ImportError as error:
+            raise lacking(self.name, error) from error
         self._files: dict[str, RemoteFile | str] = {}
 
     @property

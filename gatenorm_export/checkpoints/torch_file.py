@@ -65,7 +65,10 @@ class TorchSource:
         tensor, where = self._tensor(name)
         stored = _DTYPES.get(str(tensor.dtype))
         if stored is None or tensor.layout != torch.strided or tensor.is_quantized:
-            raise InputError(f"{where}: tensor {name} is stored as {tensor.dtype}, which weights cannot be read from")
+            form = "as" if stored is None else "quantised in" if tensor.is_quantized else "sparse in"
+            raise InputError(
+                f"{where}: tensor {name} is stored {form} {tensor.dtype}, which weights cannot be read from"
+            )
         raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         data = np.array(raw)
         return StoredTensor(data.view(NUMPY[stored]).reshape(tuple(tensor.shape)), digest_of(data))
@@ -123,6 +126,8 @@ def _load_tensors(path: Path) -> dict[str, Any]:
         value = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
     except InputError:
         raise
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path}: is cut off or damaged; copy it again") from error
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: its pickle is damaged, or holds more than weights and would run code; it was not loaded, get the "

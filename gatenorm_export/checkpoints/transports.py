@@ -11,13 +11,14 @@ import email.utils
 import time
 from typing import Any, Protocol
 
-from gatenorm_export.errors import InputError, needs
+from gatenorm_export.errors import InputError, MissingPartError
 
 FIRST_BYTES = 8
 """How much the first question asks for: safetensors keeps the length of its header there."""
 
 _CONNECT_TIMEOUT_S, _SILENCE_TIMEOUT_S = 30.0, 60.0
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 # Fields of fsspec's info, by whatever name a file system gives them, that change when the file does.
 _STATE_FIELDS = ("ETag", "etag", "blob_id", "oid", "generation", "md5Hash", "LastModified", "mtime", "updated")
 
@@ -180,8 +181,7 @@ class FilesystemTransport:
         try:
             return call(*arguments, **options)
         except ImportError as error:
-            with needs("remote", self._shown):
-                raise error from None
+            raise lacking(self._shown, error) from error
         except Exception as error:
             # Each file system has a client of its own, with errors of its own; what tells them apart is the status.
             status = _status_of(error)
@@ -190,6 +190,15 @@ class FilesystemTransport:
             if status in _TRANSIENT or (status is None and isinstance(error, OSError | TimeoutError)):
                 raise Transient(_line(error)) from error
             raise Missing(_line(error)) from error
+
+
+def lacking(shown: str, error: ImportError) -> MissingPartError:
+    """The error that names the package behind a URL's scheme, which fsspec itself does not bring."""
+    scheme = shown.partition("://")[0]
+    package = _PACKAGES.get(scheme, f'"fsspec[{scheme}]"')
+    return MissingPartError(
+        f"{shown}: {scheme}:// needs more than is installed: pip install {package} ({_line(error)})"
+    )
 
 
 async def _body(content: Any, length: int) -> bytes:

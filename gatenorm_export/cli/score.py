@@ -129,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
         towers=(args.tower,) if args.tower else None,
         cuts=tuple(one.drop for one in asked if one.drop is not None),
         ratio=args.ratio,
-        # Which scores must be certain depends on what is protected; scoring does not know that, an exact score does.
-        exact=args.exact or bool(args.protect) or not asked,
+        protect=asked[0].protect if asked else (),
+        exact=args.exact or not asked,
         variant=args.variant,
         fold_norms=args.fold_norms,
         device=args.device,

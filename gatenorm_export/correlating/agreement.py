@@ -56,20 +56,36 @@ def agreement(measure: Measure, gate: Mapping[int, float], measured: Mapping[int
 
 def warning_of(agreements: Sequence[Agreement]) -> str | None:
     """The failure signature of the paper in words, with the measures that show it; None where none does."""
-    against = [WORDS[found.measure] for found in agreements if found.disagrees]
+    against = [found for found in agreements if found.disagrees]
     if not against:
         return None
+    words = " and ".join(WORDS[found.measure] for found in against)
+    if any(_keeps_most(found) for found in against):
+        which = "layers that would go"
+        means = "what Gate-Norm would remove is mostly not what these passes show to be mute"
+    else:
+        which = "layers"
+        means = "where Gate-Norm ranks a layer is mostly not where these passes do"
     return (
-        f"Gate-Norm and {' and '.join(against)} disagree on more than half of the layers, the sign by which the method "
-        "fails: the layers that Gate-Norm would remove are not the ones whose attention is mute. Do not trust scores "
-        "alone here; measure what a removal costs, with --guard for decoders and `gatenorm compare` for every model."
+        f"Gate-Norm and {words} disagree on more than half of the {which}, the sign by which the method fails: "
+        f"{means}. Do not trust scores alone here; measure what a removal costs, with --guard for decoders and "
+        "`gatenorm compare` for every model."
     )
+
+
+def _keeps_most(found: Agreement) -> bool:
+    return 2 * len(found.spared) > len(found.lowest)
 
 
 def _sentence(found: Agreement, cut: int, n_layers: int) -> str:
     rho = "not defined" if found.spearman_rho is None else two_digits(found.spearman_rho)
     word = WORDS[found.measure]
-    verdict = "disagree on more than half of the layers" if found.disagrees else "agree on at least half of the layers"
+    apart = []
+    if _keeps_most(found):
+        apart.append(f"on more than half of the {cut} lowest" if cut > 1 else "on the layer that would go")
+    if 2 * len(found.apart) > n_layers:
+        apart.append("on more than half of all layers")
+    verdict = f"disagree {' and '.join(apart)}" if apart else "agree on at least half of the layers"
     if cut > 1:
         lowest_words = f"share {len(found.shared)} of the {cut} lowest layers ({found.by_chance:.1f} by chance)"
     else:

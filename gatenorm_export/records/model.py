@@ -118,13 +118,14 @@ class LayerScore(Part):
 
 
 class CutCertainty(Part):
-    """Whether the ``n`` lowest scores of a tower are known for certain; ``tied`` are layers on both sides of the cut
-    whose scores are equal as far as rounding tells."""
+    """Whether the ``n`` lowest scores of a tower are known for certain, those of layers to ``protect`` aside; ``tied``
+    are layers on both sides of the cut whose scores are equal as far as rounding tells."""
 
     tower: str = ""
     n: int
     certain: bool
     tied: tuple[int, ...] = ()
+    protect: tuple[int, ...] = ()
     sentence: str
 
 

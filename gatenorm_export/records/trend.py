@@ -13,7 +13,8 @@ class DepthTrend(Part):
     ``longest_fall_from`` is its first.
     """
 
-    spearman_rho: float
+    spearman_rho: float | None
+    """None where it is not defined: fewer than two scores, or all of them equal."""
     falls_with_depth: bool
     sentence: str
     n_steps: int | None = None
@@ -22,4 +23,4 @@ class DepthTrend(Part):
     longest_fall: int | None = None
     longest_fall_from: int | None = None
     monotone: bool | None = None
-    """Whether every step falls or stays level; None in files of versions that did not look."""
+    """Whether every step falls or stays level; None without a step, and in files of versions that did not look."""

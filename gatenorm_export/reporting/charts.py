@@ -101,6 +101,8 @@ def _fall(rows: Sequence[LayerScore], top: float, slot: float, floor: float) -> 
 
 def _trend_words(trend: DepthTrend) -> str:
     """The figures of the trend in one line."""
+    if trend.spearman_rho is None:
+        return trend.sentence
     words = [f"Spearman {fixed(trend.spearman_rho, 2)} of score and depth"]
     if trend.n_steps:
         words.append(f"{trend.falling_steps} of {trend.n_steps} steps fall")

@@ -147,7 +147,7 @@ def _compute(query: np.ndarray, key: np.ndarray, head_dim: int, dtype: type[np.f
     score = math.sqrt(squared) if squared > 0 else squared
     if group > 1 and score > 0 and np.isfinite(score):
         # What the group sum rounded off, through |dA^T B| <= |dA| |B|: each entry by gamma_(g-1) of the absolute sum.
-        lost = _gamma(group - 1, unit) * math.sqrt(group) * _frobenius(query) * _frobenius(key)
+        lost = _gamma(group - 1, unit) * math.sqrt(group) * _frobenius(query, dtype) * _frobenius(key, dtype)
         rounding += lost / score
     name = "float64" if dtype is np.float64 else f"float32 in sums of {terms}, added up in float64"
     return Exact(score, rounding, f"{name}, with {products.words}" if products else name)
@@ -157,7 +157,7 @@ def _gamma(terms: int, unit: float) -> float:
     return terms * unit / (1 - terms * unit)
 
 
-def _frobenius(array: np.ndarray, dtype: type[np.floating] = np.float32) -> float:
+def _frobenius(array: np.ndarray, dtype: type[np.floating]) -> float:
     total = 0.0
     for start in range(0, len(array), ROWS_AT_A_TIME):
         block = array[start : start + ROWS_AT_A_TIME].astype(dtype).ravel()

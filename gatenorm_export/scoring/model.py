@@ -23,7 +23,7 @@ from gatenorm_export.records import (
 from gatenorm_export.scoring.certify import Certainty
 from gatenorm_export.scoring.gate_norm import Variant
 from gatenorm_export.scoring.looking import NotFinite
-from gatenorm_export.scoring.norms import folded, gain, ranking_shift, require_norms
+from gatenorm_export.scoring.norms import folded, ranking_shift, require_norms
 from gatenorm_export.scoring.rows import Rows
 from gatenorm_export.scoring.stream import Scored, Scoring, score_layers
 from gatenorm_export.scoring.trend import depth_trend
@@ -40,13 +40,14 @@ class ScoreRequest:
     """How to score.
 
     ``towers`` None is all. ``cuts`` are numbers of layers, ``ratio`` a share of them: only which layers are among so
-    many lowest must be certain then. With ``exact``, or neither, every score is exact. ``device`` is auto, cpu, cuda or
-    cuda:N.
+    many lowest must be certain then, those to ``protect`` aside. With ``exact``, or neither, every score is exact.
+    ``device`` is auto, cpu, cuda or cuda:N.
     """
 
     towers: tuple[str, ...] | None = None
     cuts: tuple[int, ...] = ()
     ratio: float | None = None
+    protect: tuple[int, ...] = ()
     exact: bool = False
     variant: Variant = "all-heads"
     fold_norms: bool = False
@@ -68,8 +69,7 @@ def score_model(
         chosen = _choose(spec, opened, request.towers)
         if request.fold_norms:
             for weights in chosen:
-                norms = {layer.layer: layer.norm for layer in weights.tower.layers}
-                require_norms(spec.name, weights.tower.name, norms)
+                require_norms(weights.tower, spec.name, graph=spec.source == "onnx")
         if request.variant == "all-heads":
             # The gate matrix of all heads together stays the same, and latent attention becomes one small head.
             chosen = tuple(replace(weights, tower=weights.tower.joined()) for weights in chosen)
@@ -130,7 +130,7 @@ def _score_tower(weights: TowerWeights, request: ScoreRequest, progress: Progres
     return _Part(
         tower=tower.name,
         layers=tuple(_entry(scored, tower.name) for scored in found.layers),
-        cuts=tuple(_cut(one, tower.name) for one in found.certainties),
+        cuts=tuple(_cut(one, tower.name, request.protect) for one in found.certainties),
         digest=query_key_digest({layer.layer: layer.digest for layer in layers}),
         layout=tower.layout.description,
         guessed=tower.guessed,
@@ -148,6 +148,7 @@ def _finite(
             layers,
             head_dim=weights.tower.head_dim,
             cuts=cuts,
+            protect=request.protect,
             exact=request.exact,
             variant=request.variant,
             device=request.device,
@@ -190,9 +191,8 @@ class _Layer:
         self._digest, self._rows = loaded.digest, None
         if not self._fold:
             return loaded.query, loaded.key
-        tower = self._weights.tower
         try:
-            return folded(loaded.query, loaded.key, gain(self._weights.norm(self.tensors), tower.norm_offset))
+            return folded(loaded.query, loaded.key, self._weights.gain(self.tensors))
         except ValueError as error:
             raise InputError(f"{self._weights.where}: tensor {self.tensors.norm}: {error}") from error
 
@@ -208,8 +208,8 @@ def _entry(scored: Scored, tower: str) -> LayerScore:
     )
 
 
-def _cut(found: Certainty, tower: str) -> CutCertainty:
-    of = f" of {tower}" if tower else ""
+def _cut(found: Certainty, tower: str, protect: tuple[int, ...]) -> CutCertainty:
+    of = (f" of {tower}" if tower else "") + (" that are not protected" if protect else "")
     tied = ", ".join(map(str, found.tied))
     if found.tied:
         sentence = (
@@ -219,7 +219,9 @@ def _cut(found: Certainty, tower: str) -> CutCertainty:
         sentence = f"The {found.n} lowest scores{of} are certain."
     else:
         sentence = f"Which {found.n} scores{of} are the lowest is not certain; score with --exact."
-    return CutCertainty(tower=tower, n=found.n, certain=found.certain, tied=found.tied, sentence=sentence)
+    return CutCertainty(
+        tower=tower, n=found.n, certain=found.certain, tied=found.tied, protect=protect, sentence=sentence
+    )
 
 
 def _fold(part: _Part, weights: TowerWeights, request: ScoreRequest, progress: Progress) -> FoldedNorms | None:
@@ -236,7 +238,9 @@ def _fold(part: _Part, weights: TowerWeights, request: ScoreRequest, progress: P
     cuts = cut_of(request, len(plain))
     return FoldedNorms(
         layers=tuple(FoldedScore(layer=layer, score=score, tower=tower.name) for layer, score in scores.items()),
-        shifts=tuple(ranking_shift(plain, scores, n=cut, tower=tower.name) for cut in cuts or (None,)),
+        shifts=tuple(
+            ranking_shift(plain, scores, n=cut, protect=request.protect, tower=tower.name) for cut in cuts or (None,)
+        ),
     )
 
 

@@ -8,16 +8,17 @@ part of what the score is about. Norms of single heads (Qwen3, OLMo 2) work on q
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from gatenorm_export.errors import RefusedError
+from gatenorm_export.architectures.tower import Tower
+from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.records.sensitivity import RankingShift
 from gatenorm_export.scoring.ranks import lowest, removal_order, spearman, two_digits
 
 
-def gain(weight: np.ndarray, norm_offset: float) -> np.ndarray:
+def gain_of(weight: np.ndarray, norm_offset: float) -> np.ndarray:
     """What the norm multiplies by, [d_model] float64: its stored weight, plus 1 in families that store it less 1."""
     return np.asarray(weight, np.float64) + norm_offset
 
@@ -39,29 +40,55 @@ def folded(query: np.ndarray, key: np.ndarray, gain: np.ndarray) -> tuple[np.nda
     return _scaled(query, gain), _scaled(key, gain)
 
 
-def require_norms(model: str, tower: str, norms: Mapping[int, str | None]) -> None:
-    """Check that every layer has a norm weight to fold; ``norms`` has the stored name of each layer's, or None.
+def require_norms(tower: Tower, where: str, *, graph: bool = False) -> None:
+    """Check that every layer of a tower has a norm weight to fold, but those whose stream is normed already.
+
+    ``where`` names the checkpoint; ``graph`` says that it is an ONNX graph.
 
     Raises:
-        RefusedError: a layer has none; the text says what that means.
+        InputError: the family has one, and the checkpoint lacks it.
+        RefusedError: there is none, or which it is cannot be known; the text says why.
     """
-    without = sorted(layer for layer, name in norms.items() if name is None)
+    without = [one.layer for one in tower.layers if one.norm is None and one.layer >= tower.normed_from]
     if not without:
         return
-    where = f"{model}, tower {tower}" if tower else model
-    which = "no layer has" if len(without) == len(norms) else f"layer {without[0]} does not have"
-    raise RefusedError(
-        f"{where}: --fold-norms has nothing to fold: {which} a norm weight between the residual stream and attention "
-        "(the norm stands behind attention, as in BERT and OLMo 2, or has no weight, as in OLMo 1); leave it out"
-    )
+    if tower.norm is not None:
+        raise InputError(
+            f"{where}: tensor {tower.norm.format(layer=without[0])} is missing from the checkpoint; only --fold-norms "
+            "needs it"
+        )
+    if graph:
+        why = "of an ONNX graph queries and keys alone are read; score the checkpoint that it was exported from"
+    elif tower.guessed is not None:
+        why = "the family is not in gatenorm's table, and which norm stands before attention is not known; leave it out"
+    elif tower.name == "cross":
+        why = (
+            "queries and keys of cross-attention stand behind two different norms, so there is no one weight to fold; "
+            "name another tower with --tower"
+        )
+    elif len(without) < len(tower.layers):
+        why = f"layer {without[0]} has no norm weight before attention, as other layers have; leave it out"
+    else:
+        why = (
+            "no layer has a norm weight between the residual stream and attention (the norm stands behind attention, "
+            "as in BERT and OLMo 2, or has no weight, as in OLMo 1); leave it out"
+        )
+    of = f", tower {tower.name}" if tower.name else ""
+    raise RefusedError(f"{where}{of}: --fold-norms has nothing to fold: {why}")
 
 
 def ranking_shift(
-    plain: Mapping[int, float], folded: Mapping[int, float], *, n: int | None = None, tower: str = ""
+    plain: Mapping[int, float],
+    folded: Mapping[int, float],
+    *,
+    n: int | None = None,
+    protect: Collection[int] = (),
+    tower: str = "",
 ) -> RankingShift:
     """How far the ranking of a tower moves when its scores become ``folded``; both map a layer to its score.
 
-    ``n`` is the cut whose layers are compared; where it is None, a quarter of the layers (see :func:`default_cut`).
+    ``n`` is the cut whose layers are compared, those to ``protect`` aside; where it is None, a quarter of the layers
+    (see :func:`default_cut`).
 
     Raises:
         ValueError: the two are not of the same layers, or the cut is beyond them.
@@ -76,7 +103,10 @@ def ranking_shift(
     moves = {layer: abs(places[1][layer] - places[0][layer]) for layer in layers}
     moved = tuple(layer for layer in layers if moves[layer])
     most = max(moved, key=lambda layer: moves[layer], default=None)
-    before, after = lowest(plain, n), lowest(folded, n)
+    before, after = (
+        lowest({layer: score for layer, score in scores.items() if layer not in protect}, n)
+        for scores in (plain, folded)
+    )
     rho = spearman([plain[layer] for layer in layers], [folded[layer] for layer in layers])
     shift = RankingShift(
         tower=tower,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gatenorm_export.progress import Task
@@ -47,6 +47,7 @@ def score_layers(
     *,
     head_dim: int,
     cuts: Sequence[int] = (),
+    protect: Collection[int] = (),
     exact: bool = False,
     variant: Variant = "all-heads",
     device: str = "auto",
@@ -58,7 +59,8 @@ def score_layers(
     With ``cuts`` (numbers of layers), large layers are sketched, and only those whose interval leaves open on which
     side of a cut they are get sharper sketches and then the exact formula, until the lowest are certain at every cut,
     or what is left is equal up to rounding. Without ``cuts``, with ``exact``, per head and on a GPU, every score is
-    exact. The same ``seed`` gives the same result. ``progress`` advances once a layer.
+    exact. Layers to ``protect`` are scored and take no part in a cut. The same ``seed`` gives the same result.
+    ``progress`` advances once a layer.
 
     Raises:
         NotFinite: a layer's score is not finite; the caller knows the names of its tensors.
@@ -85,17 +87,23 @@ def score_layers(
                 looks[result.name] = looks.get(result.name, 0) + 1
                 if first and progress is not None:
                     progress.advance()
-            urgent = {layer for cut in wanted for layer in most_urgent(_intervals(found), cut)}
+            urgent = {layer for cut in wanted for layer in most_urgent(_intervals(found, protect), cut)}
             pending = [one for one in layers if one.layer in urgent]
-    return _scoring([one.layer for one in layers], found, wanted, looks, chosen)
+    standing = _intervals(found, protect)
+    certainties = tuple(certainty(standing, cut) for cut in wanted)
+    return _scoring([one.layer for one in layers], found, certainties, looks, chosen)
 
 
-def _intervals(found: dict[int, Found]) -> list[Interval]:
-    return [Interval(layer, one.low, one.high, one.final) for layer, one in found.items()]
+def _intervals(found: dict[int, Found], protect: Collection[int]) -> list[Interval]:
+    return [Interval(layer, one.low, one.high, one.final) for layer, one in found.items() if layer not in protect]
 
 
 def _scoring(
-    order: list[int], found: dict[int, Found], cuts: list[int], looks: dict[str, int], device: Device | None
+    order: list[int],
+    found: dict[int, Found],
+    certainties: tuple[Certainty, ...],
+    looks: dict[str, int],
+    device: Device | None,
 ) -> Scoring:
     exact = frozenset(layer for layer, one in found.items() if one.exact)
     used = [found[layer] for layer in order]
@@ -109,7 +117,7 @@ def _scoring(
     sketches = dict.fromkeys(one.arithmetic for one in used if not one.exact)
     return Scoring(
         layers=scores,
-        certainties=tuple(certainty(_intervals(found), cut) for cut in cuts),
+        certainties=certainties,
         arithmetic="; ".join((*sketches, *arithmetic)),
         bound=None if len(exact) == len(used) else BOUND,
         device="cpu" if device is None else device.words,

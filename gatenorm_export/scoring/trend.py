@@ -26,7 +26,7 @@ def depth_trend(scores: Sequence[float]) -> DepthTrend:
     rho = spearman(scores, range(len(scores)))
     falls = rho is not None and rho <= FALLING_RHO
     return DepthTrend(
-        spearman_rho=rho or 0.0,
+        spearman_rho=rho,
         falls_with_depth=falls,
         sentence=_sentence(rho, falls, falling, len(steps), rises),
         n_steps=len(steps),
@@ -34,7 +34,7 @@ def depth_trend(scores: Sequence[float]) -> DepthTrend:
         rises=rises,
         longest_fall=length,
         longest_fall_from=start,
-        monotone=not rises,
+        monotone=not rises if len(steps) else None,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -21,13 +22,17 @@ from gatenorm_export.architectures.layouts import SEPARATE
 from gatenorm_export.checkpoints import TensorSource, open_tensors
 from gatenorm_export.checkpoints.locate import CONFIG
 from gatenorm_export.checkpoints.opening import folder_of
+from gatenorm_export.checkpoints.packed import SCALED
 from gatenorm_export.checkpoints.ranges import read_json
 from gatenorm_export.checkpoints.safetensors_file import SafetensorsSource
 from gatenorm_export.errors import InputError
 from gatenorm_export.records import ModelSpec, TowerSpec
+from gatenorm_export.scoring.norms import gain_of
 from gatenorm_export.scoring.rows import ROWS_AT_A_TIME, Rows
 
 _STREAMED_DTYPES = ("BF16", "F16", "F32")
+_WHOLE_NUMBERS = frozenset({"BOOL", *(f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64))})
+_WITH_CONFIG = frozenset({"safetensors", "torch"})
 
 
 @dataclass(frozen=True)
@@ -85,19 +90,21 @@ class TowerWeights:
         query, key = (source.values(name) for name in layer.names)
         return query, key
 
-    def norm(self, layer: LayerTensors) -> np.ndarray:
-        """The weight of the norm before attention, [d_model], as it is stored.
+    def gain(self, layer: LayerTensors) -> np.ndarray:
+        """What the norm before attention multiplies by, [d_model] float64; ones where the stream is normed already.
 
         Raises:
             InputError: it cannot be read.
         """
-        assert layer.norm is not None
-        return self.source.read(layer.norm).values
+        if layer.norm is None:
+            return np.ones(self.tower.d_model)
+        return gain_of(self.source.read(layer.norm).values, self.tower.norm_offset)
 
     def damage(self, layer: LayerTensors) -> InputError:
         """The error that names the tensor of a layer that holds NaN or infinity."""
         for name in layer.names:
-            if not np.isfinite(self.source.read(name).values.astype(np.float32, copy=False)).all():
+            # float64 holds every stored type; float32 would take the largest of float64 for infinity.
+            if not np.isfinite(self.source.read(name).values.astype(np.float64)).all():
                 file = self.source.tensors[name].file
                 return InputError(f"{file}: tensor {name} holds NaN or infinity; the checkpoint is damaged")
         # Every value is finite, so what is not is their product: float64 has room for all but senseless weights.
@@ -120,11 +127,13 @@ def open_towers(spec: ModelSpec) -> Iterator[tuple[TowerWeights, ...]]:
         MissingPartError: the kind of checkpoint needs a package that is not installed.
     """
     with open_tensors(spec) as source:
-        towers = _towers(spec, source)
+        config = read_json(folder_of(spec.path)[0], CONFIG) if spec.source in _WITH_CONFIG else {}
+        towers = _towers(spec, source, config)
+        _require_scales(towers, source, quantised=bool(config.get("quantization_config")))
         yield tuple(TowerWeights(tower, source, spec.path) for tower in towers)
 
 
-def _towers(spec: ModelSpec, source: TensorSource) -> tuple[Tower, ...]:
+def _towers(spec: ModelSpec, source: TensorSource, config: Mapping[str, Any]) -> tuple[Tower, ...]:
     patterns = None
     if spec.query_pattern is not None and spec.key_pattern is not None:
         patterns = NamePatterns(spec.query_pattern, spec.key_pattern)
@@ -136,8 +145,23 @@ def _towers(spec: ModelSpec, source: TensorSource) -> tuple[Tower, ...]:
         return towers_of_onnx(source.fields, source.tensors, where=spec.path)
     if spec.source == "gguf":
         return towers_of_gguf(source.fields, source.tensors, patterns=patterns, where=spec.path)
-    config = read_json(folder_of(spec.path)[0], CONFIG)
     return towers_of(spec.architecture, config, source.tensors, patterns=patterns, where=spec.path)
+
+
+def _require_scales(towers: tuple[Tower, ...], source: TensorSource, *, quantised: bool) -> None:
+    """Refuse numbers that only mean something with a scale that is not there.
+
+    Plain fp8 is a way to store weights; it is taken for a lost scale where the config tells of a quantiser, or where
+    others of the same model have one.
+    """
+    infos = [source.tensors[name] for tower in towers for layer in tower.layers for name in layer.names]
+    quantised = quantised or any(info.dtype.endswith(SCALED) for info in infos)
+    for info in infos:
+        if info.dtype in _WHOLE_NUMBERS or (quantised and info.dtype.startswith("F8_") and " " not in info.dtype):
+            raise InputError(
+                f"{info.file}: tensor {info.name} is stored as {info.dtype} and no scale lies beside it, so what its "
+                "numbers stand for is not known; score the checkpoint that it was quantised from"
+            )
 
 
 def query_key_digest(layers: dict[int, str]) -> str:
