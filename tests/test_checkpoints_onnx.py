@@ -77,6 +77,26 @@ def test_families_and_forms(exporter: str, family: str, cache: Path, tmp_path: P
     assert_alike(scores(graph), of_checkpoint(family, tmp_path), 1e-5)
 
 
+def test_heads_taken_by_their_numbers(cache: Path, tmp_path: Path) -> None:
+    """``x[:, :, [-2]]``, Falcon's key, is a GatherND between two transposes where torch's newer exporter writes it."""
+    (graph,) = produce(Request(cache, cells.exporter("optimum"), models.family("falcon-mqa"))).values()
+    model = ir.load(graph)
+    taken = [node for node in model.graph if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 2]
+    assert len(taken) == 2 * len(scores(graph))
+    for node in taken:
+        number = ir.convenience.get_const_tensor(node.inputs[1])
+        assert number is not None
+        tape = ir.tape.Tape()
+        turned = tape.op("Transpose", [node.inputs[0]], {"perm": [2, 0, 1, 3]})
+        place = tape.op("Constant", [], {"value": ir.tensor(number.numpy().reshape(1, 1))})
+        back = tape.op("Transpose", [tape.op("GatherND", [turned, place])], {"perm": [1, 2, 0, 3]})
+        model.graph.insert_before(node, tape.nodes)
+        ir.convenience.replace_all_uses_with(node.outputs[0], back)
+        model.graph.remove(node, safe=True)
+    ir.save(model, tmp_path / "taken.onnx")
+    assert scores(tmp_path / "taken.onnx") == pytest.approx(scores(graph), rel=1e-12)
+
+
 @pytest.mark.parametrize(("exporter", "tolerance"), ROUNDED)
 def test_weights_of_few_bits(exporter: str, tolerance: float, cache: Path, tmp_path: Path) -> None:
     (graph,) = produce(Request(cache, cells.exporter(exporter), models.family("llama-gqa"))).values()

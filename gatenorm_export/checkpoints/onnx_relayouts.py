@@ -108,6 +108,18 @@ def _gather(node: ir.Node, data: np.ndarray, operands: Sequence[Numbers], given:
     return taken
 
 
+def _gather_nd(node: ir.Node, data: np.ndarray, operands: Sequence[Numbers], given: Any, _: int) -> np.ndarray:
+    """Parts by the numbers of their leading axes, as torch's exporter writes ``x[:, :, [-2]]`` (Falcon's key)."""
+    indices = operands[0]
+    # A batch of its own for the numbers is another operator than this one.
+    if indices is None or attribute(node, "batch_dims", 0):
+        raise Untold
+    indices = indices.astype(np.int64)
+    _bounded(indices.size, *data.shape[indices.shape[-1] :])
+    taken: np.ndarray = data[tuple(np.moveaxis(indices, -1, 0))]
+    return taken
+
+
 def _expand(node: ir.Node, data: np.ndarray, operands: Any, given: Any, _: int) -> np.ndarray:
     target = _numbers(node, "shape", operands, given, 0)
     # A length of -1, which some exporters write, keeps the own one.
@@ -135,6 +147,7 @@ RELAYOUTS: dict[str, Relayout] = {
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Expand": _expand,
     "Tile": _tile,
 }
