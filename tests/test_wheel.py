@@ -98,7 +98,7 @@ def test_an_empty_environment_scores_plans_and_reports_what_it_lacks(
     assert len(json.loads(planned.stdout)["drop"]) == 1
     refused = gatenorm("export", checkpoint, "-o", tmp_path / "base")
     assert refused.returncode == ExitCode.MISSING_PART
-    assert 'pip install "gatenorm[export]"' in refused.stderr
+    assert 'pip install "gatenorm[export,ort]"' in refused.stderr
     assert not (tmp_path / "base").exists()
     report = json.loads(gatenorm("doctor", "--json", "--quiet").stdout)
     ready = {stage["name"] for stage in report["stages"] if stage["ready"]}
