@@ -192,8 +192,8 @@ def _count(request: DropRequest, n_layers: int) -> tuple[int, str]:
     return count, f"the lowest {ratio:g} of {n_layers} scores, rounded down to {count}"
 
 
-def check_cut(count: int, n_layers: int) -> None:
-    """Refuse a number of layers that there are not.
+def check_cut(count: int, n_layers: int, tower: str = "") -> None:
+    """Refuse a number of layers that there are not; ``tower`` is the one they are of, where a model has several.
 
     Raises:
         UsageError: it is negative.
@@ -202,7 +202,8 @@ def check_cut(count: int, n_layers: int) -> None:
     if count < 0:
         raise UsageError(f"cannot drop {count} layers; give a number from 0 to {n_layers}")
     if count > n_layers:
-        raise RefusedError(f"cannot drop {count} attention sublayers: there are {n_layers}")
+        of, choose = (f" of {tower}", "; choose a tower with --tower") if tower else ("", "")
+        raise RefusedError(f"cannot drop {count} attention sublayers{of}: there are {n_layers}{choose}")
 
 
 def share_of(ratio: float, n_layers: int) -> int:

@@ -210,7 +210,8 @@ def measure(
             "sgemm_flops_per_s": round(rate),
             "bfloat16_flops_per_s": bfloat16_rate(),
         },
-        "convention": full.convention.model_dump(mode="json") | {"bound": sketched.convention.bound},
+        "convention": sketched.convention.model_dump(mode="json"),
+        "exact_arithmetic": full.convention.arithmetic,
     }
 
 

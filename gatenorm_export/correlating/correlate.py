@@ -131,6 +131,8 @@ def _require_text(spec: ModelSpec, tower: str) -> None:
         raise RefusedError(f"{spec.name}: an ONNX file has no framework model to measure in; name its checkpoint")
     if "://" in spec.path:
         raise RefusedError(f"{spec.name}: forward passes need the whole checkpoint on disk; fetch it, name its folder")
+    # An architecture that is not in the table is scored by guessing; what its attention adds cannot be guessed.
+    adapter_for(spec.architecture)
     reads = _NO_TEXT.get(kind_of(spec, tower).kind.name)
     if reads is not None:
         what = f"{spec.architecture}, tower {tower}," if tower else spec.architecture

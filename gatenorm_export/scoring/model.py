@@ -106,7 +106,7 @@ def _choose(
     return tuple(by_name[name] for name in asked)
 
 
-def cut_of(request: ScoreRequest, n_layers: int) -> tuple[int, ...]:
+def cut_of(request: ScoreRequest, n_layers: int, tower: str = "") -> tuple[int, ...]:
     """The cuts of a tower of ``n_layers``.
 
     Raises:
@@ -117,7 +117,7 @@ def cut_of(request: ScoreRequest, n_layers: int) -> tuple[int, ...]:
     if request.ratio is not None:
         cuts.append(share_of(request.ratio, n_layers))
     for cut in cuts:
-        check_cut(cut, n_layers)
+        check_cut(cut, n_layers, tower)
     return tuple(sorted(set(cuts)))
 
 
@@ -126,7 +126,7 @@ def _score_tower(weights: TowerWeights, request: ScoreRequest, progress: Progres
     layers = tuple(_Layer(weights, layer) for layer in tower.layers)
     label = f"score {tower.name}" if tower.name else "score"
     with progress.task(label, total=len(layers)) as bar:
-        found = _finite(weights, layers, cut_of(request, len(layers)), request, bar)
+        found = _finite(weights, layers, cut_of(request, len(layers), tower.name), request, bar)
     return _Part(
         tower=tower.name,
         layers=tuple(_entry(scored, tower.name) for scored in found.layers),
