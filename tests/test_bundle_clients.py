@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_cases import files_of
 from clients import framework_tokens, genai_tokens, optimum_tokens, same_tokens
 from model_zoo import make_tokenizer, row
 from test_comparing import WORDS
@@ -47,6 +48,13 @@ def test_a_run_becomes_a_bundle_that_clients_load(bundled: Path) -> None:
     assert len(expected) > len(PROMPT)
     assert optimum_tokens(bundled / "bundle", PROMPT, 8) == expected
     assert same_tokens(genai_tokens(bundled / "bundle", PROMPT, 8), expected, (1,))
+
+
+def test_a_bundle_without_a_place_lies_in_the_runs_folder(bundled: Path) -> None:
+    run = ["run", bundled / "model", "--drop", "2", "--out", bundled / "out", "--bundle"]
+    options = ["--flavour", "none", "--no-latency", "--quiet", "--text", bundled / "text.txt"]
+    assert main([str(argument) for argument in [*run, *options]]) == 0
+    assert files_of(bundled / "out" / "bundle") == files_of(bundled / "bundle")
 
 
 def test_faithfulness_is_proved_anew_where_the_model_is_at_hand(bundled: Path, tmp_path: Path) -> None:

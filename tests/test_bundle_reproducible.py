@@ -120,6 +120,8 @@ def test_another_name_has_another_digest(runs: list[tuple[Path, Path]], tmp_path
         ("gatenorm run m --layers 1-2,4 -o 'my runs/x' --wait 5", "gatenorm run m --layers 1-2,4"),
         ("gatenorm run mother's -o x", "gatenorm run 'mother'\"'\"'s'"),
         ("gatenorm run . --drop 1 --out .", "gatenorm run . --drop 1"),
+        ("gatenorm run m --bundle --drop 1 --out x", "gatenorm run m --drop 1"),
+        ("gatenorm run --bundle b m --drop 1 --out=x", "gatenorm run m --drop 1"),
     ],
 )
 def test_a_command_is_told_without_places(command: str, told: str, runs: list[tuple[Path, Path]]) -> None:

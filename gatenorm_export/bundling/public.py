@@ -112,14 +112,15 @@ def public_command(command: str, spec: ModelSpec) -> str:
         # A quotation mark that was part of a name.
         words = command.split()
     kept: list[str] = []
-    rest = iter(words)
-    for word in rest:
+    before = ""
+    for word in words:
         option, _, value = word.partition("=")
-        if word in _PLACES:
-            next(rest, None)
-        elif option in _PLACES or word in _TALK:
+        # A value of --bundle may be left out.
+        place = before in _PLACES and not word.startswith("-")
+        before = word
+        if place or option in _PLACES or word in _TALK:
             continue
-        elif word.startswith("--") and value:
+        if word.startswith("--") and value:
             kept.append(f"{option}={_named(value, spec)}")
         else:
             kept.append(_named(word, spec))

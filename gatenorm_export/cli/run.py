@@ -32,6 +32,9 @@ from gatenorm_export.errors import ExitCode, UsageError
 from gatenorm_export.locking import file_lock
 from gatenorm_export.run_folder import GRAPHS
 
+_WITHIN = Path("bundle")
+"""The value of a ``--bundle`` without one; told from a folder of that name by being this object."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
@@ -58,8 +61,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle",
         type=Path,
+        nargs="?",
+        const=_WITHIN,
         metavar="DIR",
-        help="put everything that a server needs into this folder too, where proof and limits hold (gatenorm bundle)",
+        help="put everything that a server needs into this folder too, where proof and limits hold (gatenorm bundle); "
+        "without DIR into bundle/ within the run's folder",
     )
     parser.add_argument("--force", action="store_true", help="do every stage again")
     add_drop(parser, required=True)
@@ -78,7 +84,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _locks(args: argparse.Namespace) -> tuple[Path, ...]:
     """The run's folders, and what the bundle replaces."""
-    return (*folders(*GRAPHS, "engines")(args), *((file_lock(args.bundle),) if args.bundle else ()))
+    bundle = _bundle_of(args)
+    return (*folders(*GRAPHS, "engines")(args), *((file_lock(bundle),) if bundle is not None else ()))
+
+
+def _bundle_of(args: argparse.Namespace) -> Path | None:
+    """The folder of the bundle that is asked for."""
+    return args.out / "bundle" if args.bundle is _WITHIN else args.bundle
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if args.calibration_text is not None and not args.guard and args.repair == "none":
         raise UsageError("the calibration text is for --guard and --repair; add one, or leave the text out")
 
+    bundle = _bundle_of(args)
     request = RunRequest(
         model=args.model,
         out=args.out,
@@ -103,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         guard=guard_request(args),
         build=build_options(args),
         force=args.force,
-        bundle=args.bundle,
+        bundle=bundle,
     )
     result = run_pipeline(request, progress=terminal.progress)
     material = result.material
@@ -115,6 +128,6 @@ def run(args: argparse.Namespace) -> int:
         *guard_lines(result.plan),
         *comparison_tables(material.comparison),
         f"report: {args.out / 'report.html'}",
-        *(bundle_lines(args.bundle, result.bundle) if result.bundle is not None else []),
+        *(bundle_lines(bundle, result.bundle) if bundle is not None and result.bundle is not None else []),
     )
     return int(exit_code_of(material.comparison))
