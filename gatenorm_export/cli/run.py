@@ -90,7 +90,8 @@ def _locks(args: argparse.Namespace) -> tuple[Path, ...]:
 
 def _bundle_of(args: argparse.Namespace) -> Path | None:
     """The folder of the bundle that is asked for."""
-    return args.out / "bundle" if args.bundle is _WITHIN else args.bundle
+    given: Path | None = args.bundle
+    return Path(args.out, "bundle") if given is _WITHIN else given
 
 
 def run(args: argparse.Namespace) -> int:
