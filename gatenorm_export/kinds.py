@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.graphs import GRAPH_NAME
-from gatenorm_export.model_configs import configs_in
+from gatenorm_export.model_configs import ModelConfigs, configs_in
 from gatenorm_export.records import ModelSpec
 
 KindName = Literal["decoder", "encoder", "vision", "speech"]
-Measure = Literal["text", "embeddings", "classes", "transcript"]
+Measure = Literal["text", "embeddings", "classes", "scores", "labels", "transcript"]
 
 SPEECH_GRAPHS = {"encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx"}
 """The files of a speech model, under the names that optimum's clients look for; cross-attention is in the decoder's."""
@@ -112,7 +112,7 @@ _HEADS: dict[str, tuple[str, Measure]] = {
     "ForTokenClassification": ("token-classification", "classes"),
     "ForImageClassification": ("image-classification", "classes"),
 }
-"""The rest of its name -> optimum's task, and the measure that fits what comes out."""
+"""The rest of its name -> optimum's task, and the measure that fits what comes out; see :func:`measure_of_outputs`."""
 
 _TOWERS: dict[tuple[str, str], str] = {
     ("CLIPModel", "vision"): "CLIPVisionModelWithProjection",
@@ -143,7 +143,7 @@ def kind_of(spec: ModelSpec, tower: str = "") -> ModelKind:
         return ModelKind(KINDS["decoder"], "AutoModelForCausalLM", "text-generation-with-past", "text", tower)
     found = _headed(_TOWERS.get((architecture, tower), architecture), tower)
     if found is not None:
-        return found
+        return _narrowed(found, configs_in(Path(spec.path)))
     named = sorted(t for a, t in _TOWERS if a == architecture)
     if named:
         raise RefusedError(f"{spec.name}: {architecture} has several towers; choose one with --tower {'|'.join(named)}")
@@ -160,6 +160,27 @@ def _headed(loader: str, tower: str = "") -> ModelKind | None:
         if head is not None:
             return ModelKind(KINDS[name], loader, *head, tower)
     return None
+
+
+def measure_of_outputs(n_outputs: int, problem: object = None) -> Measure:
+    """What fits the outputs of a classifier: not every one of them chooses a class.
+
+    One output is a score, and so are those of a regression; several labels at once are decisions, each on its own.
+    ``problem`` is the config's ``problem_type``, by which transformers picks the loss; of models of tokens it has none.
+    """
+    if problem == "multi_label_classification":
+        return "labels"
+    return "scores" if n_outputs == 1 or problem == "regression" else "classes"
+
+
+def _narrowed(kind: ModelKind, configs: ModelConfigs) -> ModelKind:
+    """The same kind, with the measure that its config's labels ask for."""
+    if not kind.task.endswith("-classification"):
+        return kind
+    labels = configs.config.get("id2label")
+    n_outputs = len(labels) if isinstance(labels, dict) else configs.number("num_labels") or 2
+    problem = None if kind.task == "token-classification" else configs.config.get("problem_type")
+    return dataclasses.replace(kind, measure=measure_of_outputs(n_outputs, problem))
 
 
 def refuse_calibration(spec: ModelSpec, kind: ModelKind, *, guard: bool, repair: bool) -> None:
@@ -226,4 +247,6 @@ def kind_of_graph(graph: Path) -> ModelKind:
     if outputs & _VECTORS:
         return ModelKind(KINDS["encoder"], "", "", "embeddings")
     # An encoder with a head of classes has the inputs and the output of a decoder that lost all its attention.
-    return _headed(configs_in(graph.parent).architecture) or ModelKind(KINDS["decoder"], "", "", "text")
+    configs = configs_in(graph.parent)
+    found_kind = _headed(configs.architecture)
+    return _narrowed(found_kind, configs) if found_kind else ModelKind(KINDS["decoder"], "", "", "text")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -9,14 +11,15 @@ from rich.text import Text
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.records import (
     AnyQuality,
-    ClassQuality,
     ComparisonReport,
-    EmbeddingQuality,
     Latency,
     Quality,
     Sizes,
-    TranscriptQuality,
 )
+
+
+if TYPE_CHECKING:
+    from gatenorm_export.reporting.quality import OtherQuality
 
 
 def exit_code_of(report: ComparisonReport) -> ExitCode:
@@ -67,7 +70,7 @@ def _quality(quality: AnyQuality) -> Table:
     return table
 
 
-def _other_quality(quality: EmbeddingQuality | ClassQuality | TranscriptQuality) -> Table:
+def _other_quality(quality: OtherQuality) -> Table:
     from gatenorm_export.reporting.quality import quality_rows, quality_source
 
     table = Table(title=quality_source(quality), title_justify="left")

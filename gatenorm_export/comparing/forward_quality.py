@@ -22,12 +22,15 @@ from gatenorm_export.comparing.forward import (
 )
 from gatenorm_export.comparing.images import load_images
 from gatenorm_export.comparing.inputs import QualityInputs
-from gatenorm_export.comparing.similarity import class_quality, embedding_quality
+from gatenorm_export.comparing.similarity import class_quality, embedding_quality, label_quality, score_quality
 from gatenorm_export.comparing.text import load_text
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.framework import load_config, load_tokenizer
+from gatenorm_export.kinds import measure_of_outputs
 from gatenorm_export.progress import Progress
-from gatenorm_export.records import ClassQuality, EmbeddingQuality, ModelSpec
+from gatenorm_export.records import ClassQuality, EmbeddingQuality, LabelQuality, ModelSpec, ScoreQuality
+
+ForwardQuality = EmbeddingQuality | ClassQuality | ScoreQuality | LabelQuality
 
 MASKED_SHARE = 0.15
 """Share of the tokens that are masked, as in BERT's own training."""
@@ -39,15 +42,16 @@ _VECTORS = ("image_embeds", "text_embeds", "pooler_output")
 
 def encoder_quality(
     base: Path, pruned: Path, inputs: QualityInputs, spec: ModelSpec | None, *, progress: Progress
-) -> EmbeddingQuality | ClassQuality:
+) -> ForwardQuality:
     """Judge a text encoder on the sentences of a text.
 
-    Vectors: the model's own sentence vector, or the mean over a sentence's tokens. Classes of a sentence: its logits.
-    Classes of tokens: the predictions at 15 % of the tokens, seeded, which are masked where the tokenizer has a mask.
+    Vectors: the model's own sentence vector, or the mean over a sentence's tokens. Classes, scores or labels of a
+    sentence: its logits. Classes of tokens: the predictions at 15 % of the tokens, seeded, which are masked where the
+    tokenizer has a mask.
 
     Raises:
         InputError: the text holds too few sentences, or it was asked for and no tokenizer is there.
-        RefusedError: a graph produces no finite numbers.
+        RefusedError: a graph produces no finite numbers, or the unpruned one the same score for everything.
     """
     config = load_config(base.parent, spec)
     tokenizer = load_tokenizer(base.parent, spec)
@@ -74,41 +78,42 @@ def encoder_quality(
         for feed, chosen in zip(feeds, places, strict=True):
             if mask is not None:
                 feed[TOKENS][0, chosen] = mask
-        results = _results(graphs, feeds, progress, lambda out, i: out["logits"][0, places[i]])
-        items = "masked tokens" if mask is not None else "tokens"
-        return class_quality(*_finite(results, base, pruned), text=name, text_sha256=sha256, items=items)
-    return _judged(graphs, feeds, name, sha256, "sentences", base, pruned, progress)
+        results = _finite(_results(graphs, feeds, progress, lambda out, i: out["logits"][0, places[i]]), base, pruned)
+        return _of_logits(results, None, name, sha256, "masked tokens" if mask is not None else "tokens")
+    return _judged(graphs, feeds, config, name, sha256, "sentences", base, pruned, progress)
 
 
 def vision_quality(
     base: Path, pruned: Path, inputs: QualityInputs, spec: ModelSpec | None, *, progress: Progress
-) -> EmbeddingQuality | ClassQuality:
+) -> ForwardQuality:
     """Judge a vision tower on the images of a folder, or on seeded synthetic ones.
 
     Raises:
         InputError: an image cannot be read.
-        RefusedError: a graph produces no finite numbers.
+        RefusedError: a graph produces no finite numbers, or the unpruned one the same score for everything.
     """
-    images = load_images(inputs.images, image_shape(load_config(base.parent, spec)), base.parent, spec)
+    config = load_config(base.parent, spec)
+    images = load_images(inputs.images, image_shape(config), base.parent, spec)
     feeds = [{PIXELS: pixels[None]} for pixels in images.pixels]
     graphs = ForwardGraph(base), ForwardGraph(pruned)
-    return _judged(graphs, feeds, images.name, images.sha256, "images", base, pruned, progress)
+    return _judged(graphs, feeds, config, images.name, images.sha256, "images", base, pruned, progress)
 
 
 def _judged(
     graphs: tuple[ForwardGraph, ForwardGraph],
     feeds: list[Feed],
+    config: Any,
     name: str,
     sha256: str,
     items: str,
     base: Path,
     pruned: Path,
     progress: Progress,
-) -> EmbeddingQuality | ClassQuality:
+) -> ForwardQuality:
     outputs = graphs[0].outputs
     if "logits" in outputs:
-        results = _results(graphs, feeds, progress, lambda out, _: out["logits"])
-        return class_quality(*_finite(results, base, pruned), text=name, text_sha256=sha256, items=items)
+        results = _finite(_results(graphs, feeds, progress, lambda out, _: out["logits"]), base, pruned)
+        return _of_logits(results, getattr(config, "problem_type", None), name, sha256, items)
     own = next((vector for vector in _VECTORS if vector in outputs), None)
 
     def vector(out: Feed, index: int) -> np.ndarray:
@@ -121,6 +126,17 @@ def _judged(
     embedding = own or f"mean of {outputs[0]}"
     finite = _finite(results, base, pruned)
     return embedding_quality(*finite, text=name, text_sha256=sha256, items=items, embedding=embedding)
+
+
+def _of_logits(
+    results: tuple[np.ndarray, np.ndarray], problem: object, name: str, sha256: str, items: str
+) -> ForwardQuality:
+    """Judge logits [items, outputs] as what they are: choices, scores or decisions on labels."""
+    measure = measure_of_outputs(results[0].shape[-1], problem)
+    if measure == "scores":
+        return score_quality(*results, text=name, text_sha256=sha256, items=items)
+    judge = label_quality if measure == "labels" else class_quality
+    return judge(*results, text=name, text_sha256=sha256, items=items)
 
 
 def _results(

@@ -1,4 +1,4 @@
-"""How alike two models' results are, where they are vectors, choices among classes, or texts. Pure functions."""
+"""How alike two models' results are: vectors, choices among classes, scores, labels, or texts. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gatenorm_export.comparing.quality import log_softmax, top_k_overlap
-from gatenorm_export.records import ClassQuality, EmbeddingQuality
+from gatenorm_export.errors import RefusedError
+from gatenorm_export.records import ClassQuality, EmbeddingQuality, LabelQuality, ScoreQuality
 from gatenorm_export.scoring.ranks import spearman
 
 NEIGHBOURS = 5
@@ -56,7 +57,7 @@ def neighbour_overlap(base: np.ndarray, pruned: np.ndarray, neighbours: int) -> 
 
 
 def class_quality(base: np.ndarray, pruned: np.ndarray, *, text: str, text_sha256: str, items: str) -> ClassQuality:
-    """Judge logits [items, classes] of both models."""
+    """Judge logits [items, classes] of both models. Of five classes or fewer the best five are not compared."""
     log_p, log_q = log_softmax(base), log_softmax(pruned)
     kl = float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
     return ClassQuality(
@@ -66,9 +67,55 @@ def class_quality(base: np.ndarray, pruned: np.ndarray, *, text: str, text_sha25
         n_items=len(base),
         n_classes=base.shape[-1],
         top1_agreement=top_k_overlap(base, pruned, 1) / len(base),
-        top5_agreement=top_k_overlap(base, pruned, _TOP) / len(base),
+        top5_agreement=top_k_overlap(base, pruned, _TOP) / len(base) if base.shape[-1] > _TOP else None,
         # Rounding can leave a sum of exact zeros a hair below zero.
         kl_nats=max(kl, 0.0),
+    )
+
+
+def score_quality(base: np.ndarray, pruned: np.ndarray, *, text: str, text_sha256: str, items: str) -> ScoreQuality:
+    """Judge scores [items, scores] of both models.
+
+    What a ranking or a reward is used for depends on the order alone, a regression on the values too: hence the rank
+    correlation over the items, and how far a score moves beside how far the unpruned ones lie apart.
+
+    Raises:
+        RefusedError: the unpruned model gives every item the same score.
+    """
+    first, second = base.astype(np.float64), pruned.astype(np.float64)
+    spread = first.std(axis=0)
+    if not spread.all():
+        raise RefusedError(
+            f"{text}: the unpruned model gives all {len(first)} {items} the same score, which no order can be told "
+            "from; give others"
+        )
+    pairs = zip(first.T.tolist(), second.T.tolist(), strict=True)
+    return ScoreQuality(
+        text=text,
+        text_sha256=text_sha256,
+        items=items,
+        n_items=len(first),
+        n_scores=first.shape[1],
+        # A pruned model that gives all items one score has no order left.
+        spearman_rho=float(np.mean([spearman(*pair) or 0.0 for pair in pairs])),
+        mean_deviation=float((np.abs(second - first).mean(axis=0) / spread).mean()),
+    )
+
+
+def label_quality(base: np.ndarray, pruned: np.ndarray, *, text: str, text_sha256: str, items: str) -> LabelQuality:
+    """Judge logits [items, labels] of both models, where a label is given when its logit is above 0."""
+    first, second = base > 0, pruned > 0
+    either = int((first | second).sum())
+    return LabelQuality(
+        text=text,
+        text_sha256=text_sha256,
+        items=items,
+        n_items=len(first),
+        n_labels=first.shape[1],
+        n_given=int(first.sum()),
+        decision_agreement=float((first == second).mean()),
+        equal_items=float((first == second).all(axis=1).mean()),
+        common_labels=int((first & second).sum()) / either if either else None,
     )
 
 

@@ -24,7 +24,7 @@ class Limits:
     min_agreement: float | None = None
 
 
-_Figure = Callable[[Any], float]
+_Figure = Callable[[Any], float | None]
 
 _LIMITS: dict[str, tuple[str, dict[str, _Figure]]] = {
     "max-ppl-ratio": ("max_ppl_ratio", {"text": lambda quality: quality.ppl_ratio}),
@@ -38,6 +38,8 @@ _LIMITS: dict[str, tuple[str, dict[str, _Figure]]] = {
         {
             "text": lambda quality: quality.top1_agreement,
             "classes": lambda quality: quality.top1_agreement,
+            "scores": lambda quality: quality.spearman_rho,
+            "labels": lambda quality: quality.common_labels,
             # A transcript can have more errors than tokens.
             "transcript": lambda quality: max(0.0, 1.0 - quality.token_error_rate),
         },
@@ -62,7 +64,7 @@ def check_limits(limits: Limits, quality: AnyQuality, latency: Latency | None) -
     """Judge each limit that was asked for. A measurement that is not a number never passes.
 
     Raises:
-        RefusedError: a limit does not apply to this measure.
+        RefusedError: a limit does not apply to this measure, or the figure that it bounds is not defined here.
         UsageError: a speed-up is asked for but latency was not measured.
     """
     refuse_limits(limits, quality.measure)
@@ -71,6 +73,11 @@ def check_limits(limits: Limits, quality: AnyQuality, latency: Latency | None) -
         limit = getattr(limits, field)
         if limit is not None:
             measured = figures[quality.measure](quality)
+            if measured is None:
+                raise RefusedError(
+                    f"--{name}: on {quality.text} neither model gives a label, so that nothing can be held against the "
+                    "limit; name something that gets labels"
+                )
             passed = measured <= limit if name.startswith("max") else measured >= limit
             checked.append(Threshold(name=name, limit=limit, measured=measured, passed=passed))
     if limits.min_speedup is not None:

@@ -9,8 +9,10 @@ from gatenorm_export.records import (
     EngineAccuracy,
     Faithfulness,
     GraphFacts,
+    LabelQuality,
     Latency,
     Quality,
+    ScoreQuality,
     Threshold,
     TranscriptQuality,
 )
@@ -19,7 +21,10 @@ _DAMAGED_PPL_RATIO = 1.5
 """Above this a model's text is visibly worse; the paper's own plans stay far below it."""
 
 _DAMAGED_AGREEMENT = 0.5
-"""Below this more answers change than stay: classes, transcribed tokens, nearest neighbours."""
+"""Below this more answers change than stay: classes, labels, transcribed tokens, nearest neighbours."""
+
+_DAMAGED_ORDER = 0.7
+"""Below this rank correlation about a quarter of all pairs of items or more change places."""
 
 
 def verdict(
@@ -76,6 +81,14 @@ def _cost(quality: AnyQuality) -> str:
         return f"leaves embeddings at a cosine of {quality.mean_cosine:.3f} to what they were ({kept})"
     if isinstance(quality, TranscriptQuality):
         return f"changes {quality.token_error_rate:.0%} of the transcripts' tokens"
+    if isinstance(quality, ScoreQuality):
+        moved = f"they move by {quality.mean_deviation:.2f} of their standard deviation"
+        return f"keeps the order of the scores at a rank correlation of {quality.spearman_rho:.3f} ({moved})"
+    if isinstance(quality, LabelQuality):
+        if quality.common_labels is None:
+            return "leaves every label ungiven, as it was"
+        kept = f"{quality.common_labels:.0%} of the labels that either model gives are given by both"
+        return f"leaves {quality.decision_agreement:.0%} of the decisions on labels as they were ({kept})"
     return f"leaves {quality.top1_agreement:.0%} of the first choices as they were"
 
 
@@ -88,11 +101,15 @@ def _damage(quality: AnyQuality) -> str:
     return f", which damages the model ({advice})" if ruined else ""
 
 
-def _damaged(quality: EmbeddingQuality | ClassQuality | TranscriptQuality) -> bool:
+def _damaged(quality: EmbeddingQuality | ClassQuality | ScoreQuality | LabelQuality | TranscriptQuality) -> bool:
     if isinstance(quality, EmbeddingQuality):
         return quality.neighbour_overlap < _DAMAGED_AGREEMENT
     if isinstance(quality, TranscriptQuality):
         return 1.0 - quality.token_error_rate < _DAMAGED_AGREEMENT
+    if isinstance(quality, ScoreQuality):
+        return quality.spearman_rho < _DAMAGED_ORDER
+    if isinstance(quality, LabelQuality):
+        return quality.common_labels is not None and quality.common_labels < _DAMAGED_AGREEMENT
     return quality.top1_agreement < _DAMAGED_AGREEMENT
 
 

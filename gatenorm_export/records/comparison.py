@@ -75,7 +75,10 @@ class EmbeddingQuality(Part):
 
 
 class ClassQuality(Part):
-    """What pruning cost a model that chooses among classes, or a word for a masked place: KL in nats per item."""
+    """What pruning cost a model that chooses among classes, or a word for a masked place: KL in nats per item.
+
+    ``top5_agreement`` is None of five classes or fewer, of which the best five are always the same.
+    """
 
     measure: Literal["classes"] = "classes"
     text: str
@@ -84,8 +87,47 @@ class ClassQuality(Part):
     n_items: int
     n_classes: int
     top1_agreement: float
-    top5_agreement: float
+    top5_agreement: float | None
     kl_nats: float
+
+
+class ScoreQuality(Part):
+    """What pruning cost a model whose result is a score, such as a reranker, a reward model or a regression.
+
+    ``spearman_rho`` is the rank correlation of both models' scores over the items: whether they sort alike.
+    ``mean_deviation`` is the mean distance of an item's two scores, in standard deviations of the unpruned ones. Of
+    several scores an item, both are means over them.
+    """
+
+    measure: Literal["scores"] = "scores"
+    text: str
+    text_sha256: str
+    items: str
+    n_items: int
+    n_scores: int
+    spearman_rho: float
+    mean_deviation: float
+
+
+class LabelQuality(Part):
+    """What pruning cost a model that decides on each of several labels: one is given where its logit is above 0.
+
+    ``decision_agreement`` is over all labels of all items, ``equal_items`` over items whose labels are all the same.
+    ``common_labels`` is how many labels both give over how many at least one gives, all items together, which labels
+    that are never given do not raise; None where neither model gives any.
+    """
+
+    measure: Literal["labels"] = "labels"
+    text: str
+    text_sha256: str
+    items: str
+    n_items: int
+    n_labels: int
+    n_given: int
+    """Labels that the unpruned model gives, all items together."""
+    decision_agreement: float
+    equal_items: float
+    common_labels: float | None
 
 
 class TranscriptQuality(Part):
@@ -115,6 +157,8 @@ AnyQuality = Annotated[
     Annotated[Quality, Tag("text")]
     | Annotated[EmbeddingQuality, Tag("embeddings")]
     | Annotated[ClassQuality, Tag("classes")]
+    | Annotated[ScoreQuality, Tag("scores")]
+    | Annotated[LabelQuality, Tag("labels")]
     | Annotated[TranscriptQuality, Tag("transcript")],
     Discriminator(_measure),
 ]

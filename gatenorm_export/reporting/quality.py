@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from gatenorm_export.records import AnyQuality, ClassQuality, EmbeddingQuality, Quality, TranscriptQuality
+from gatenorm_export.records import (
+    AnyQuality,
+    ClassQuality,
+    EmbeddingQuality,
+    LabelQuality,
+    Quality,
+    ScoreQuality,
+    TranscriptQuality,
+)
 from gatenorm_export.reporting.formatting import count, fixed, percent
 from gatenorm_export.reporting.speed import Bar, position
 from gatenorm_export.reporting.tables import Cells, Column, Table
+
+OtherQuality = EmbeddingQuality | ClassQuality | ScoreQuality | LabelQuality | TranscriptQuality
+"""What a model that is no decoder is judged by."""
 
 Share = tuple[str, float]
 """A label and a share from 0 to 1."""
@@ -19,13 +30,44 @@ def quality_table(quality: AnyQuality) -> Table:
     caption = {
         "embeddings": "Quality: the same items as vectors",
         "classes": "Quality: choices on the same items",
+        "scores": "Quality: scores of the same items",
+        "labels": "Quality: labels of the same items",
         "transcript": "Quality: transcripts of the same sounds",
     }[quality.measure]
     return Table(caption, (Column("Measure"), Column("Result", "number"), Column("In plain words")), rows)
 
 
-def quality_rows(quality: EmbeddingQuality | ClassQuality | TranscriptQuality) -> tuple[tuple[str, str, str], ...]:
+def quality_rows(quality: OtherQuality) -> tuple[tuple[str, str, str], ...]:
     """Name, figure and explanation of every measure of a model that is no decoder."""
+    if isinstance(quality, ScoreQuality):
+        of = f", mean of {quality.n_scores} scores" if quality.n_scores > 1 else ""
+        return (
+            (
+                "Rank correlation of scores",
+                fixed(quality.spearman_rho, 4),
+                f"whether the items still sort alike (Spearman{of}); 1 is the same order, 0 is none",
+            ),
+            (
+                "Mean deviation of scores",
+                fixed(quality.mean_deviation, 4),
+                f"how far a score moves, in standard deviations of the unpruned ones{of}; 0 is equal",
+            ),
+        )
+    if isinstance(quality, LabelQuality):
+        common = quality.common_labels
+        return (
+            (
+                "Labels in common",
+                "–" if common is None else percent(common),
+                f"of the labels that either model gives, how many both give; the unpruned one gives {given(quality)}",
+            ),
+            (
+                "Decision agreement",
+                percent(quality.decision_agreement),
+                "how often both decide alike on a label, given or not; labels that are never given raise it",
+            ),
+            ("Equal items", percent(quality.equal_items), "how many items have all their labels as before"),
+        )
     if isinstance(quality, EmbeddingQuality):
         return (
             (
@@ -51,15 +93,15 @@ def quality_rows(quality: EmbeddingQuality | ClassQuality | TranscriptQuality) -
         "how far the pruned prediction is from the unpruned one; 0 is equal",
     )
     if isinstance(quality, ClassQuality):
-        return (
-            (
-                "Top-1 agreement",
-                percent(quality.top1_agreement),
-                f"how often both choose the same of {count(quality.n_classes)}",
-            ),
-            ("Top-5 agreement", percent(quality.top5_agreement), "how much the five likeliest have in common"),
-            kl,
+        top1 = (
+            "Top-1 agreement",
+            percent(quality.top1_agreement),
+            f"how often both choose the same of {count(quality.n_classes)}",
         )
+        if quality.top5_agreement is None:
+            return top1, kl
+        top5 = "Top-5 agreement", percent(quality.top5_agreement), "how much the five likeliest have in common"
+        return top1, top5, kl
     return (
         (
             "Token error rate",
@@ -78,6 +120,11 @@ def quality_rows(quality: EmbeddingQuality | ClassQuality | TranscriptQuality) -
         ),
         kl,
     )
+
+
+def given(quality: LabelQuality) -> str:
+    """How many labels the unpruned model gives, of how many."""
+    return f"{count(quality.n_given)} of {count(quality.n_items * quality.n_labels)}"
 
 
 def quality_source(quality: AnyQuality) -> str:
@@ -99,7 +146,15 @@ def quality_card(quality: AnyQuality) -> tuple[str, str, str]:
         return "Mean cosine", fixed(quality.mean_cosine, 3), f"lowest {fixed(quality.min_cosine, 3)}, 1 is unchanged"
     if isinstance(quality, TranscriptQuality):
         return "Token error rate", percent(quality.token_error_rate), "0 is unchanged"
-    return "Top-1 agreement", percent(quality.top1_agreement), f"over {count(quality.n_items)} {quality.items}"
+    over = f"over {count(quality.n_items)} {quality.items}"
+    if isinstance(quality, ScoreQuality):
+        moved = f"scores move by {fixed(quality.mean_deviation, 2)} standard deviations"
+        return "Rank correlation", fixed(quality.spearman_rho, 3), f"{over}; {moved}"
+    if isinstance(quality, LabelQuality):
+        common = quality.common_labels
+        note = f"the unpruned model gives {given(quality)}"
+        return "Labels in common", "–" if common is None else percent(common), note
+    return "Top-1 agreement", percent(quality.top1_agreement), over
 
 
 def agreement_bars(quality: AnyQuality) -> tuple[Bar, ...]:
@@ -124,7 +179,14 @@ def _shares(quality: AnyQuality) -> tuple[Share, ...]:
             ("Equal transcripts", quality.equal_transcripts),
             ("Same first choice", quality.top1_agreement),
         )
-    return (("Same first choice", quality.top1_agreement), ("Top 5 in common", quality.top5_agreement))
+    if isinstance(quality, ScoreQuality):
+        return (("Rank correlation", quality.spearman_rho),)
+    if isinstance(quality, LabelQuality):
+        shares = [("Same decisions", quality.decision_agreement), ("Equal items", quality.equal_items)]
+        common = quality.common_labels
+        return (*([("Labels in common", common)] if common is not None else []), *shares)
+    top5 = quality.top5_agreement
+    return (("Same first choice", quality.top1_agreement), *([("Top 5 in common", top5)] if top5 is not None else []))
 
 
 def _text_table(quality: Quality) -> Table:

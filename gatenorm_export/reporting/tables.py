@@ -33,7 +33,7 @@ from gatenorm_export.reporting.material import ReportMaterial
 
 Cells = tuple[str, ...]
 
-_JUDGED_ON = {"text": "Text", "embeddings": "Items", "classes": "Items", "transcript": "Sound"}
+_JUDGED_ON = {"text": "Text", "transcript": "Sound"}
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def digests_table(material: ReportMaterial) -> Table:
     rows += [
         ("Unpruned graph", comparison.base, comparison.base_sha256),
         ("Pruned graph", comparison.pruned, comparison.pruned_sha256),
-        (_JUDGED_ON[comparison.quality.measure], comparison.quality.text, comparison.quality.text_sha256),
+        (_JUDGED_ON.get(comparison.quality.measure, "Items"), comparison.quality.text, comparison.quality.text_sha256),
     ]
     rows += [(f"Engine, {material.role_of(engine)}", engine.engine, engine.sha256) for engine in material.engines]
     return Table("Digests", (Column("What"), Column("Where"), Column("sha256", "code")), tuple(rows))

@@ -45,6 +45,11 @@ _DEPENDS: dict[str, str] = {
     "cosine where they meet vectors of the unpruned model: measure on items of your own before you decide.",
     "classes": "Agreement depends on the items. Synthetic images, or one short text, say little about what the model "
     "will be given: measure on items of your own before you decide.",
+    "scores": "The order of the scores depends on the items, and so does their spread. A reranker was given single "
+    "texts here, not pairs of a query and a passage, and synthetic images are no photographs: measure on items of your "
+    "own before you decide.",
+    "labels": "Which labels are given depends on the items. Where few are, decisions agree almost whatever is removed, "
+    "so the labels in common matter more: measure on items of your own that get labels before you decide.",
     "transcript": "The token error rate is against the unpruned model's transcript, not against what was said, and it "
     "depends on the sound. Synthetic clips hold no speech: measure on recordings of your own before you decide.",
 }
