@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,6 @@ from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import check_faithfulness
 from gatenorm_export.comparing.audio import load_audio
 from gatenorm_export.comparing.forward_quality import split_sentences
-from gatenorm_export.comparing.images import load_images
 from gatenorm_export.comparing.similarity import class_quality, edit_distance, embedding_quality
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
@@ -415,6 +415,29 @@ def test_images_and_sounds_of_ones_own_are_used(ran, checkpoint, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
+    ("generation", "complaint"),
+    [
+        ({"lang_to_id": {"<|en|>": 7}}, "transcribe in task_to_id is not there"),
+        ({"lang_to_id": {"<|en|>": 7}, "task_to_id": {"translate": 9}}, "transcribe in task_to_id is not there"),
+        ({"lang_to_id": {"<|en|>": 700}, "task_to_id": {"transcribe": 9}}, "lang_to_id is 700"),
+        ({"lang_to_id": [7], "task_to_id": {"transcribe": 9}}, "lang_to_id is not there"),
+        ({"no_timestamps_token_id": "x"}, "no_timestamps_token_id is x"),
+    ],
+)
+def test_a_prompt_that_is_not_whole_is_refused(
+    generation: dict[str, Any], complaint: str, ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ran("whisper", "decoder")
+    shutil.copytree(out / "base", tmp_path / "base")
+    config = tmp_path / "base" / "generation_config.json"
+    config.write_text(json.dumps(generation))
+    capsys.readouterr()
+    graphs = (str(folder / "decoder_model_merged.onnx") for folder in (tmp_path / "base", out / "pruned"))
+    assert main(["compare", *graphs, "--no-latency", "--quiet"]) == 3
+    assert f"gatenorm: {config}: {complaint}; a transcript begins with it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("change", "complaint"),
     [
         ({"rate": 8000}, "is sampled at 8000 Hz, the model takes 16000 Hz"),
@@ -441,21 +464,6 @@ def test_a_recording_is_mixed_down_and_cut_into_clips(tmp_path: Path) -> None:
     audio = load_audio(tmp_path / "sound.wav", rate=16000, samples=480)
     assert [len(clip) for clip in audio.clips] == [480, 480, 40]
     assert audio.clips[0] == pytest.approx(0.25)
-
-
-def test_pictures_are_normalised_as_the_checkpoint_says(tmp_path: Path) -> None:
-    image = pytest.importorskip("PIL.Image")
-    (tmp_path / "pictures").mkdir()
-    for number in range(3):
-        image.new("RGB", (8, 4), (255, 0, 51)).save(tmp_path / "pictures" / f"{number}.png")
-    config = {"image_mean": [0.5, 0.25, 0.1], "image_std": [0.5, 0.5, 0.1]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-    found = load_images(tmp_path / "pictures", (3, 16, 16), tmp_path, None)
-    assert found.pixels[0].shape == (3, 16, 16)
-    assert found.pixels[0][:, 5, 5] == pytest.approx([1.0, -0.5, 1.0])
-    (tmp_path / "pictures" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="not a readable picture"):
-        load_images(tmp_path / "pictures", (3, 16, 16), tmp_path, None)
 
 
 def test_a_comparison_of_before_there_was_a_choice_is_one_of_text(tmp_path: Path) -> None:

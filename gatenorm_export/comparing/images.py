@@ -6,14 +6,19 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gatenorm_export.errors import InputError, needs
 from gatenorm_export.records import ModelSpec
+from gatenorm_export.small_files import read_object
 
 SYNTHETIC = 64
 _SUFFIXES = {".npy", ".png", ".jpg", ".jpeg"}
+_CONFIG, _KEYS = "preprocessor_config.json", ("image_mean", "image_std")
+_LARGEST = 1e6
+"""More than any mean or deviation of pixels; beyond it float32 would soon be infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +34,12 @@ def load_images(folder: Path | None, shape: tuple[int, int, int], graph_folder: 
     """Read every .npy, .png and .jpg of a folder, or make seeded synthetic images of ``shape``.
 
     A .npy file holds what the model takes, float [channels, height, width]. Pictures are resized to the model's size,
-    without cropping, and normalised with the mean and deviation of preprocessor_config.json (0.5 without one).
+    without cropping, and normalised with the mean and deviation of preprocessor_config.json (0.5 without one). Grey
+    with 16 bits a pixel is scaled to 8, as they all have.
 
     Raises:
-        InputError: the folder holds no image, or one cannot be read or has another shape.
+        InputError: the folder holds no image, one cannot be read or has another shape, or the preprocessor config's
+            mean or deviation does not fit the model.
         MissingPartError: there is a picture and Pillow is not installed.
     """
     if folder is None:
@@ -46,9 +53,10 @@ def load_images(folder: Path | None, shape: tuple[int, int, int], graph_folder: 
         raise InputError(f"{folder}: holds {len(files)} .npy, .png or .jpg files; at least 3 images are needed")
     digest = hashlib.sha256()
     read = []
-    norm = _normalisation(graph_folder, spec)
+    arrays = {path for path in files if path.suffix.lower() == ".npy"}
+    norm = _normalisation(graph_folder, spec, shape[0]) if len(arrays) < len(files) else ()
     for path in files:
-        read.append(_array(path, shape) if path.suffix == ".npy" else _picture(path, shape, *norm))
+        read.append(_array(path, shape) if path in arrays else _picture(path, shape, *norm))
         digest.update(path.read_bytes())
     return Images(f"{len(files)} images of {folder.name}", digest.hexdigest(), tuple(read))
 
@@ -87,24 +95,40 @@ def _picture(path: Path, shape: tuple[int, int, int], mean: np.ndarray, deviatio
     with needs("images", f"{path}: reading pictures"):
         from PIL import Image
     try:
-        with Image.open(path) as picture:
-            resized = picture.convert("RGB" if shape[0] == 3 else "L").resize((shape[2], shape[1]))
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            resized = _eight_bits(picture).convert("RGB" if shape[0] == 3 else "L").resize((shape[2], shape[1]))
             pixels = np.asarray(resized, np.float32) / 255
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable picture ({error})") from error
     pixels = pixels.reshape(shape[1], shape[2], shape[0])
     return np.ascontiguousarray(((pixels - mean) / deviation).transpose(2, 0, 1), np.float32)
 
 
-def _normalisation(graph_folder: Path, spec: ModelSpec | None) -> tuple[np.ndarray, np.ndarray]:
+def _eight_bits(picture: Any) -> Any:
+    """Grey with 16 bits a pixel as grey with 8; Pillow's own conversion makes white of all above 255."""
+    from PIL import Image
+
+    # A 16-bit PNG opens as "I" in older versions of Pillow, as "I;16" in newer ones.
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray(((np.asarray(picture, np.int64) + 128) // 257).astype(np.uint8))
+
+
+def _normalisation(graph_folder: Path, spec: ModelSpec | None, channels: int) -> tuple[np.ndarray, np.ndarray]:
     folders = [graph_folder, *([Path(spec.path)] if spec is not None else [])]
-    for file in (folder / "preprocessor_config.json" for folder in folders):
-        if not file.is_file():
-            continue
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-            found = [np.array(config.get(key, 0.5), np.float32) for key in ("image_mean", "image_std")]
-        except (ValueError, AttributeError, TypeError) as error:
-            raise InputError(f"{file}: not a readable preprocessor config ({error})") from error
-        return found[0], found[1]
-    return np.full(1, 0.5, np.float32), np.full(1, 0.5, np.float32)
+    file = next((folder / _CONFIG for folder in folders if (folder / _CONFIG).is_file()), None)
+    config = read_object(file) if file is not None else {}
+    mean, deviation = (_per_channel(config.get(key, 0.5), channels, f"{file}: {key}") for key in _KEYS)
+    if not (deviation > 0).all():
+        raise InputError(f"{file}: {_KEYS[1]} is {json.dumps(config[_KEYS[1]])}; a deviation is above 0")
+    return mean, deviation
+
+
+def _per_channel(value: Any, channels: int, name: str) -> np.ndarray:
+    """One number for all channels or one for each, float32 [1 or channels]."""
+    listed = value if isinstance(value, list) else [value]
+    if not all(type(entry) in {int, float} and abs(entry) <= _LARGEST for entry in listed):
+        raise InputError(f"{name} is {json.dumps(value)}; it takes a number, or one for each channel")
+    if len(listed) not in {1, channels}:
+        raise InputError(f"{name} has {len(listed)} numbers, the model takes images of {channels} channels")
+    return np.array(listed, np.float32)

@@ -32,7 +32,8 @@ def speech_quality(
     its predictions at each token are held against the unpruned model's.
 
     Raises:
-        InputError: the other graph is not there, or the sound cannot be read.
+        InputError: the other graph is not there, the sound cannot be read, or the generation config does not say which
+            tokens a transcript begins with.
         RefusedError: a graph produces no finite numbers.
     """
     config = load_config(base.parent, spec)
@@ -40,7 +41,7 @@ def speech_quality(
     samples = 2 * config.max_source_positions * extractor.hop_length
     audio = load_audio(inputs.audio, rate=extractor.sampling_rate, samples=samples)
     encoders, decoders = _graphs(base, pruned)
-    prompt, end = _prompt(load_generation_config(base.parent, spec), config)
+    prompt, end = _prompt(load_generation_config(base.parent, spec), config, _places(base.parent, spec))
     most = min(TOKENS_AT_MOST, config.max_target_positions - len(prompt))
     sums = QualitySums()
     errors = equal = 0
@@ -104,15 +105,31 @@ def _features(extractor: Any, clip: np.ndarray, samples: int) -> np.ndarray:
     return np.asarray(found["input_features"], np.float32)
 
 
-def _prompt(generation: Any, config: Any) -> tuple[list[int], int | None]:
+def _places(folder: Path, spec: ModelSpec | None) -> dict[str, Path]:
+    """Where the configs are read from, by name: beside the graph, or in the checkpoint."""
+    names = ("config.json", "generation_config.json")
+    return {name: (folder if spec is None or (folder / name).is_file() else Path(spec.path)) / name for name in names}
+
+
+def _prompt(generation: Any, config: Any, places: dict[str, Path]) -> tuple[list[int], int | None]:
     """What a transcript begins with, and the token that ends it."""
-    prompt = [int(config.decoder_start_token_id)]
-    languages = getattr(generation, "lang_to_id", None)
+    found = [("config.json", "decoder_start_token_id", config.decoder_start_token_id)]
+    languages, tasks = (getattr(generation, key, None) for key in ("lang_to_id", "task_to_id"))
     if languages:
         # A multilingual model would guess the language first; English, transcription, no timestamps fit any clip.
-        prompt += [languages.get("<|en|>", next(iter(languages.values()))), generation.task_to_id["transcribe"]]
+        known = languages if isinstance(languages, dict) else {}
+        language = known.get("<|en|>", next(iter(known.values()), None))
+        found.append(("generation_config.json", "lang_to_id", language))
+        task = tasks.get("transcribe") if isinstance(tasks, dict) else None
+        found.append(("generation_config.json", "transcribe in task_to_id", task))
     without_times = getattr(generation, "no_timestamps_token_id", None)
     if without_times is not None:
-        prompt.append(int(without_times))
+        found.append(("generation_config.json", "no_timestamps_token_id", without_times))
+    for file, key, token in found:
+        if type(token) is not int or not 0 <= token < config.vocab_size:
+            raise InputError(
+                f"{places[file]}: {key} is {'not there' if token is None else token}; a transcript begins with it, and "
+                f"it must be one of the {config.vocab_size:,} tokens"
+            )
     end = config.eos_token_id
-    return prompt, end if isinstance(end, int) else None
+    return [token for _, _, token in found], end if isinstance(end, int) else None
