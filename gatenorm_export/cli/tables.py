@@ -17,7 +17,6 @@ from gatenorm_export.records import (
     Sizes,
 )
 
-
 if TYPE_CHECKING:
     from gatenorm_export.reporting.quality import OtherQuality
 

@@ -82,8 +82,8 @@ def _cost(quality: AnyQuality) -> str:
     if isinstance(quality, TranscriptQuality):
         return f"changes {quality.token_error_rate:.0%} of the transcripts' tokens"
     if isinstance(quality, ScoreQuality):
-        moved = f"they move by {quality.mean_deviation:.2f} of their standard deviation"
-        return f"keeps the order of the scores at a rank correlation of {quality.spearman_rho:.3f} ({moved})"
+        moved = f"a score moves by {quality.mean_deviation:.2f} standard deviations"
+        return f"leaves the scores at a rank correlation of {quality.spearman_rho:.3f} to what they were ({moved})"
     if isinstance(quality, LabelQuality):
         if quality.common_labels is None:
             return "leaves every label ungiven, as it was"

@@ -18,8 +18,8 @@ from gatenorm_export.reporting.tables import Cells, Column, Table
 OtherQuality = EmbeddingQuality | ClassQuality | ScoreQuality | LabelQuality | TranscriptQuality
 """What a model that is no decoder is judged by."""
 
-Share = tuple[str, float]
-"""A label and a share from 0 to 1."""
+Share = tuple[str, float | None]
+"""A label and a share from 0 to 1; None where there is none."""
 
 
 def quality_table(quality: AnyQuality) -> Table:
@@ -159,10 +159,21 @@ def quality_card(quality: AnyQuality) -> tuple[str, str, str]:
 
 def agreement_bars(quality: AnyQuality) -> tuple[Bar, ...]:
     """Shares of what stayed the same."""
-    return tuple(Bar(label, position(share, 0, 1), percent(share)) for label, share in _shares(quality))
+    figures = [(label, value, fixed(value, 3)) for label, value in _alike(quality)]
+    figures += [(label, share, percent(share)) for label, share in _shares(quality) if share is not None]
+    return tuple(Bar(label, position(value, 0, 1), text) for label, value, text in figures)
+
+
+def _alike(quality: AnyQuality) -> tuple[tuple[str, float], ...]:
+    """Figures up to 1 that are no shares."""
+    if isinstance(quality, EmbeddingQuality):
+        return (("Mean cosine", quality.mean_cosine),)
+    return (("Rank correlation", quality.spearman_rho),) if isinstance(quality, ScoreQuality) else ()
 
 
 def _shares(quality: AnyQuality) -> tuple[Share, ...]:
+    if isinstance(quality, ScoreQuality):
+        return ()
     if isinstance(quality, Quality):
         return (
             ("Same first choice", quality.top1_agreement),
@@ -171,7 +182,7 @@ def _shares(quality: AnyQuality) -> tuple[Share, ...]:
             ("Same greedy text", quality.greedy_agreement),
         )
     if isinstance(quality, EmbeddingQuality):
-        return (("Mean cosine", quality.mean_cosine), ("Same neighbours", quality.neighbour_overlap))
+        return (("Same neighbours", quality.neighbour_overlap),)
     if isinstance(quality, TranscriptQuality):
         right = max(0.0, 1.0 - quality.token_error_rate)
         return (
@@ -179,14 +190,13 @@ def _shares(quality: AnyQuality) -> tuple[Share, ...]:
             ("Equal transcripts", quality.equal_transcripts),
             ("Same first choice", quality.top1_agreement),
         )
-    if isinstance(quality, ScoreQuality):
-        return (("Rank correlation", quality.spearman_rho),)
     if isinstance(quality, LabelQuality):
-        shares = [("Same decisions", quality.decision_agreement), ("Equal items", quality.equal_items)]
-        common = quality.common_labels
-        return (*([("Labels in common", common)] if common is not None else []), *shares)
-    top5 = quality.top5_agreement
-    return (("Same first choice", quality.top1_agreement), *([("Top 5 in common", top5)] if top5 is not None else []))
+        return (
+            ("Labels in common", quality.common_labels),
+            ("Same decisions", quality.decision_agreement),
+            ("Equal items", quality.equal_items),
+        )
+    return (("Same first choice", quality.top1_agreement), ("Top 5 in common", quality.top5_agreement))
 
 
 def _text_table(quality: Quality) -> Table:
