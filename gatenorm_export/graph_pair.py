@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.errors import RefusedError
-from gatenorm_export.graphs import graph_manifest
-from gatenorm_export.kinds import kind_of_graph
+from gatenorm_export.graphs import GRAPH_NAME, graph_file, graph_manifest, manifest_file
+from gatenorm_export.kinds import SPEECH_GRAPHS, kind_of_graph
 from gatenorm_export.pruning import describe_graph
 from gatenorm_export.records import Convention, ExportedGraph, GraphFacts, ModelSpec, PrunedGraph, RepairRecord
 
@@ -41,6 +41,35 @@ class GraphPair:
         if self.cross and not self.dropped:
             return "cross", self.cross, self.n_cross
         return self.tower, self.dropped, self.n_layers
+
+
+def pair_of_files(base: Path, pruned: Path) -> tuple[Path, Path]:
+    """The two ONNX files that a user means by files or folders.
+
+    Of two folders of a speech model's graphs it is the one that was pruned; of a folder and a file the one of the
+    file's name.
+
+    Raises:
+        InputError: a file is not there, or nothing tells which of a folder's graphs is meant.
+    """
+    named = next((path.name for path in (base, pruned) if not path.is_dir()), None) or _pruned_part(base, pruned)
+    first, second = (
+        path / named if path.is_dir() and not (path / GRAPH_NAME).is_file() and (path / named).is_file() else path
+        for path in (base, pruned)
+    )
+    return graph_file(first), graph_file(second)
+
+
+def _pruned_part(base: Path, pruned: Path) -> str:
+    """The name of the one speech graph that a folder has pruned; empty where there is none, or more than one.
+
+    The other one is copied beside it, without a record. Of graphs without any record it is the one that differs.
+    """
+    both = [name for name in SPEECH_GRAPHS.values() if all((path / name).is_file() for path in (base, pruned))]
+    found = [name for name in both if manifest_file(pruned / name).is_file()]
+    if not found:
+        found = [name for name in both if sha256_of(base / name) != sha256_of(pruned / name)]
+    return found[0] if len(found) == 1 else ""
 
 
 def read_graph_pair(base: Path, pruned: Path) -> GraphPair:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 GRAPH_NAME = "model.onnx"
 MANIFEST_NAME = "manifest.json"
+_FILES_SHOWN = 4
 BUNDLED_RECORDS = "records"
 """The folder of a bundle that keeps the record of its graph, and those of the stages before."""
 CONFIG_FILES = (
@@ -51,9 +52,14 @@ def graph_file(path: Path) -> Path:
         InputError: there is none.
     """
     graph = path / GRAPH_NAME if path.is_dir() else path
-    if not graph.is_file():
+    if graph.is_file():
+        return graph
+    others = sorted(other.name for other in path.glob("*.onnx")) if path.is_dir() else []
+    if not others:
         raise InputError(f"{graph}: no such ONNX file; name a .onnx file or a folder that holds {GRAPH_NAME}")
-    return graph
+    more = f" and {len(others) - _FILES_SHOWN} more" if len(others) > _FILES_SHOWN else ""
+    shown = ", ".join(others[:_FILES_SHOWN]) + more
+    raise InputError(f"{graph}: no such ONNX file; the folder holds {shown}: name the one that is meant")
 
 
 def manifest_file(graph: Path) -> Path:

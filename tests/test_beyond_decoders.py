@@ -25,6 +25,7 @@ from gatenorm_export.comparing.forward_quality import split_sentences
 from gatenorm_export.comparing.similarity import class_quality, edit_distance, embedding_quality
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
+from gatenorm_export.graph_pair import pair_of_files
 from gatenorm_export.kinds import kind_of
 from gatenorm_export.records import ComparisonReport, ExportedGraph, PrunedGraph
 from gatenorm_export.sources import resolve_model
@@ -226,6 +227,22 @@ def test_limits_that_fit_are_judged(ran, checkpoint, capsys: pytest.CaptureFixtu
     assert compare(ran("bert"), "model.onnx", "--min-cosine", "-1")[0] == 0
     assert compare(ran("vit"), "model.onnx", "--min-agreement", "1.0")[0] == 11
     assert compare(ran("whisper", "cross"), "decoder_model_merged.onnx", "--min-agreement", "0")[0] == 0
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_of_folders_of_speech_the_pruned_graph_is_meant(tower: str, ran, tmp_path: Path, capsys) -> None:
+    out = ran("whisper", tower)
+    graph = "encoder_model.onnx" if tower == "encoder" else "decoder_model_merged.onnx"
+    assert pair_of_files(out / "base", out / "pruned") == (out / "base" / graph, out / "pruned" / graph)
+    assert pair_of_files(out / "base", out / "pruned" / graph)[0] == out / "base" / graph
+    for folder in ("base", "pruned"):
+        shutil.copytree(out / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.manifest.json"))
+    found = pair_of_files(tmp_path / "base", tmp_path / "pruned")
+    assert found[1] == tmp_path / "pruned" / graph, "without a record, the one that differs"
+    capsys.readouterr()
+    assert main(["compare", str(out / "base"), str(out / "base"), "--quiet"]) == 3
+    said = capsys.readouterr().err
+    assert "the folder holds decoder_model_merged.onnx, encoder_model.onnx: name the one that is meant" in said
 
 
 def test_the_forward_pass_is_timed_by_length_or_batch(ran, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

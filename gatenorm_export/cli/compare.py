@@ -11,7 +11,7 @@ from gatenorm_export.cli.options import add_comparison, add_output, comparison_r
 from gatenorm_export.cli.outputs import add_out
 from gatenorm_export.cli.tables import comparison_tables, exit_code_of
 from gatenorm_export.errors import ExitCode
-from gatenorm_export.graphs import graph_file, graph_manifest
+from gatenorm_export.graphs import graph_manifest
 from gatenorm_export.kept_work import forget, kept_beside
 from gatenorm_export.records import PrunedGraph
 
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare, and fail the pipeline when the proof or a limit fails."""
     terminal = Terminal.of(args)
     from gatenorm_export.comparing.compare import compare_graphs
+    from gatenorm_export.graph_pair import pair_of_files
 
     engines = None
     if args.engines is not None:
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
         engines = read_engine_pair(*args.engines)
     kept = kept_beside(args.out, "compare")
-    base, pruned = graph_file(args.base), graph_file(args.pruned)
+    base, pruned = pair_of_files(args.base, args.pruned)
     report = compare_graphs(
         base,
         pruned,
