@@ -310,7 +310,7 @@ def test_correlate_takes_an_encoder_and_warns_in_words(
         ("clip-vision", [], 5, "reads images, not text"),
         ("whisper", [], 5, "reads audio, not text"),
         ("whisper", ["--tower", "decoder"], 5, "tower decoder, reads audio, not text"),
-        ("bert", ["--tower", "text"], 3, "--tower text"),
+        ("bert", ["--tower", "text"], 5, "--tower text"),
         ("bert", [], 3, "holds no tokenizer"),
         ("bert", ["--drop", "9"], 5, "--drop 9"),
         ("bert", ["--max-text-tokens", "0"], 2, "--max-text-tokens: 0 is too small"),

@@ -334,7 +334,7 @@ def test_a_graph_that_is_not_the_recovered_model_fails_the_run(folder: Path, mon
     [
         (["--layers", "4"], ExitCode.REFUSED, "layer 4 does not exist"),
         (["--layers", ""], ExitCode.USAGE, "neither a layer nor a range"),
-        (["--layers", "1", "--window", "129"], ExitCode.BAD_INPUT, "takes 128 tokens at most"),
+        (["--layers", "1", "--window", "129"], ExitCode.REFUSED, "takes 128 tokens at most"),
         (["--layers", "1", "--text", "short.txt"], ExitCode.BAD_INPUT, "give a text of at least 320 tokens"),
         (["--layers", "1", "--steps", "0"], ExitCode.USAGE, "--steps 0"),
         (["--layers", "1", "--minutes", "nan"], ExitCode.USAGE, "--minutes nan"),

@@ -112,16 +112,16 @@ def tower_of(spec: ModelSpec, asked: str | None) -> TowerSpec:
     """The tower to measure: the only one, or the one that was asked for.
 
     Raises:
-        InputError: there are several and none was named, or there is none of that name.
+        RefusedError: there are several and none was named, or there is none of that name.
     """
     names = [tower.name for tower in spec.towers]
     if asked is None and len(names) == 1:
         return spec.towers[0]
     if asked is None:
-        raise InputError(f"{spec.name}: has several towers; choose one with --tower {'|'.join(names)}")
+        raise RefusedError(f"{spec.name}: has several towers; choose one with --tower {'|'.join(names)}")
     if asked not in names:
         listed = ", ".join(names) if names != [""] else "a single one, without a name"
-        raise InputError(f"--tower {asked}: {spec.name} has no such tower; it has {listed}")
+        raise RefusedError(f"--tower {asked}: {spec.name} has no such tower; it has {listed}")
     return spec.tower(asked)
 
 

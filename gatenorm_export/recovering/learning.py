@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from gatenorm_export.artifacts import staged_folder
 from gatenorm_export.comparing.text import MINIMUM_TOKENS, Text
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.framework import load_framework_model
 from gatenorm_export.kept_work import KeptWork
 from gatenorm_export.model_configs import configs_from
@@ -47,8 +47,8 @@ def learn(lesson: Lesson, checkpoint: Path, *, kept: KeptWork, state: Path, prog
     Training is saved in the file ``state``, and goes on from there; what was judged is ``kept``.
 
     Raises:
-        InputError: the text is too short, the model has no tokenizer, or a setting does not fit.
-        RefusedError: training diverged.
+        InputError: the text is too short, or the model has no tokenizer.
+        RefusedError: the model takes no such windows, or training diverged.
         OutputError: the checkpoint or the state cannot be written.
     """
     from gatenorm_export.recovering.judging import judge
@@ -102,7 +102,7 @@ def learn(lesson: Lesson, checkpoint: Path, *, kept: KeptWork, state: Path, prog
 def _check_window(model: Any, window: int, spec: ModelSpec) -> None:
     longest = configs_from(model.config).max_positions
     if longest is not None and window > longest:
-        raise InputError(f"--window {window}: {spec.name} takes {longest} tokens at most; give fewer")
+        raise RefusedError(f"--window {window}: {spec.name} takes {longest} tokens at most; give fewer")
 
 
 def _tokens(tokenizer: Any, text: Text, spec: ModelSpec) -> np.ndarray:

@@ -63,8 +63,9 @@ def recover_model(
 
     Raises:
         MissingPartError: torch, transformers, peft, optimum or onnxruntime is not installed.
-        InputError: the text is too short, the model has no tokenizer, or a setting does not fit.
-        RefusedError: the plan is of another model, a layer does not exist or none is named, or training diverged.
+        InputError: the text is too short, or the model has no tokenizer.
+        RefusedError: the plan is of another model, a layer does not exist or none is named, the model takes no such
+            windows, or training diverged.
         OutputError: the output cannot be written, or holds a recovery or a pruned graph already.
     """
     progress = progress or Quiet()
