@@ -33,26 +33,26 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 
 
 @pytest.fixture(scope="session", autouse=True)
-def short_probe() -> Iterator[None]:
+def few_measurements() -> Iterator[None]:
     """No test asks how fast this machine is, and many measure something."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gatenorm_export.benching.ort_cpu.PROBE_SECONDS", 0.05)
+        patch.setattr("gatenorm_export.comparing.latency.REPEATS", {"prefill": 2, "decode": 4})
+        patch.setattr("gatenorm_export.comparing.latency.FORWARD_REPEATS", (2, 4))
         yield
 
 
-@pytest.fixture(scope="module")
-def settled_heap() -> Iterator[None]:
-    """What is loaded already is left out of garbage collection, which bench asks for at each loading of a model.
+@pytest.fixture(scope="session", autouse=True)
+def settled_heap() -> None:
+    """What is imported anyway is left out of garbage collection, which latency asks for at each loading of a model.
 
-    With the objects of torch's and transformers' modules each takes a third of a second.
+    With the objects of torch's and transformers' modules each collection takes a third of a second.
     """
     import torch  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
 
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,6 @@ from gatenorm_export.records import PrunePlan
 from gatenorm_export.records.batch import BatchReport
 from gatenorm_export.records.bench import BenchReport
 
-pytestmark = pytest.mark.usefixtures("settled_heap")
-
 QUICK = ["--sequence", "8", "--repeats", "8", "--quiet"]
 
 

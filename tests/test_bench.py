@@ -15,8 +15,6 @@ from gatenorm_export.errors import ExitCode, InputError, MissingPartError
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records.bench import BenchReport
 
-pytestmark = pytest.mark.usefixtures("settled_heap")
-
 
 @pytest.fixture(scope="module")
 def pair(exported, tmp_path_factory) -> tuple[Path, Path]:

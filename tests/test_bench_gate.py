@@ -15,8 +15,6 @@ from gatenorm_export.cli.bench_results import exit_code
 from gatenorm_export.errors import ExitCode, InputError, RefusedError
 from gatenorm_export.records.bench import BenchReport, Clocks, GateReport
 
-pytestmark = pytest.mark.usefixtures("settled_heap")
-
 
 def held(now: BenchReport, then: BenchReport, limit: float = 0.03, *, across: bool = False) -> GateReport:
     return hold_to_baseline(now, then, "then.json", limit, across_devices=across)

@@ -16,8 +16,6 @@ from gatenorm_export.errors import ExitCode
 from gatenorm_export.pruning import prune_graph
 from gatenorm_export.records.bench import BenchReport, Probe
 
-pytestmark = pytest.mark.usefixtures("settled_heap")
-
 REQUEST = BenchRequest(sequences=(8, 16), repeats=16)
 
 

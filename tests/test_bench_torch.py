@@ -17,8 +17,6 @@ from gatenorm_export.errors import ExitCode, RefusedError
 from gatenorm_export.records import PrunePlan
 from gatenorm_export.records.bench import BenchReport
 
-pytestmark = pytest.mark.usefixtures("settled_heap")
-
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory) -> tuple[Path, Path]:

@@ -41,7 +41,6 @@ class Stages:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, places: tuple[tuple[Any, str], ...] = STAGES) -> None:
         self.done: dict[str, list[Any]] = {name: [] for _, name in places}
         self.stop: str | None = None
-        monkeypatch.setattr(latency, "REPEATS", {"prefill": 2, "decode": 2})
         for module, name in places:
             monkeypatch.setattr(module, name, self._counted(name, getattr(module, name)))
 

@@ -18,8 +18,6 @@ from gatenorm_export.benching import BenchRequest
 from gatenorm_export.progress import Quiet
 from gatenorm_export.records.bench import BenchReport
 
-pytestmark = pytest.mark.usefixtures("settled_heap")
-
 ROOT = Path(__file__).parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 
