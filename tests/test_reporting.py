@@ -86,6 +86,28 @@ def test_every_dropped_layer_is_marked_without_colour() -> None:
     assert drawing.count("✕") >= len(material.plan.drop), "and crossed"
 
 
+def test_cuts_that_were_asked_about_are_told_apart_without_colour() -> None:
+    scores = a_material().scores
+    cuts = {19: "drop 2", 28: "drop 2", 27: "drop 4", 29: "drop 4", 7: "drop 16"}
+    drawing = scores_svg(scores, cuts, protect=(0,))
+    ElementTree.fromstring(drawing)
+    found = re.findall(r'fill="url\(#([\w-]+)\)" data-layer="(\d+)" data-mark="([^"]+)"', drawing)
+    assert {int(layer): word for _, layer, word in found} == cuts
+    hatches = {word: {hatch for hatch, _, its in found if its == word} for word in cuts.values()}
+    assert len(set.union(*hatches.values())) == len(hatches) == 3, "a hatch for each cut"
+    patterns = re.findall(r'<pattern id="([\w-]+)" width="(\d+)".*?rotate\((\d+)\)', drawing)
+    assert {name for name, _, _ in patterns} == set.union(*hatches.values())
+    assert len({(step, angle) for _, step, angle in patterns}) == 3, "that looks different"
+    signs = re.findall(r'gn-sign"[^>]*>([^<]+)<', drawing)
+    assert sorted(signs) == sorted(["2", "2", "4", "4", "16"]), "and the number on the bar"
+    assert "Drop 2: 19 and 28. Drop 4: 27 and 29. Drop 16: 7. Protected: 0." in drawing
+    assert "dropped" not in drawing.lower()
+    for word in ("drop 2", "drop 4, too", "drop 16, too"):
+        assert f">{word}</text>" in drawing, "in the legend"
+    many = {layer: f"drop {layer}" for layer in range(1, 9)}
+    assert "on a bar: the smallest cut that takes it" in scores_svg(scores, many)
+
+
 def test_a_hostile_name_stays_text() -> None:
     name = "<script>alert(1)</script>|`x`"
     material = a_material()

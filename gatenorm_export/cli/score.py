@@ -168,7 +168,10 @@ def _write(scores: LayerScores, asked: tuple[DropRequest, ...], out: Path, termi
         path.with_name(f"{path.stem}-{tower}.svg" if tower else f"{path.stem}.svg"): tower for tower in scores.towers
     }
     pictures = {
-        plot: scores_svg(scores.narrowed(tower), tuple(_marks(scores, asked, tower))) for plot, tower in plots.items()
+        plot: scores_svg(
+            scores.narrowed(tower), _marks(scores, asked, tower), protect=asked[0].protect if asked else ()
+        )
+        for plot, tower in plots.items()
     }
     scores.save(path)
     for plot, picture in pictures.items():

@@ -1,14 +1,15 @@
 """Bar charts of the scores as SVG text: one bar per layer, standing for wide pages, lying for narrow ones.
 
 Both carry their own style, follow the reader's light or dark preference, load nothing, and say in shape and words
-what they say in colour: a dropped layer is hatched and crossed, a protected one has a diamond. The standing one also
-shows the trend: the falling curve nearest to the scores, which runs along the tops of bars that never rise.
+what they say in colour: a dropped layer is hatched and crossed, a protected one has a diamond; of several cuts each has
+a hatch of its own, and its number stands on the bar. The standing one also shows the trend: the falling curve nearest
+to the scores, which runs along the tops of bars that never rise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -25,6 +26,7 @@ font-family:ui-sans-serif,system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica N
 .gn .gn-strong{fill:var(--mark);font-weight:700}.gn-grid{stroke:var(--line)}.gn-axis{stroke:var(--soft)}
 .gn-kept{fill:var(--kept)}.gn-drop{stroke:var(--mark);stroke-width:1.2}.gn-tint{fill:var(--tint)}
 .gn-hatch{stroke:var(--mark);stroke-width:2.4}.gn-odd{fill:none;stroke:var(--soft);stroke-dasharray:3 2}
+.gn .gn-sign{paint-order:stroke;stroke:var(--ground);stroke-width:3px}
 .gn-fall{fill:none;stroke:var(--ink);stroke-width:1.6;stroke-dasharray:6 3}
 """
 
@@ -33,13 +35,21 @@ _LEFT, _RIGHT, _HEIGHT = 56, 8, 240
 # Two digits at 10 px need 11 px lying down; below 15 px per bar they are turned so that neighbours never touch.
 _MIN_SLOT, _UPRIGHT_SLOT = 11.0, 15.0
 _NARROW, _ROW = 340, 18
+_DIGIT = 7.0
+"""Width of a bold digit at 12 px, the cross aside, which fits every slot."""
+
+_HATCHES = ((45, 6), (135, 9), (0, 6), (90, 9))
+"""Angle and distance of the lines, cut by cut; with more cuts they come round again."""
+
+_CUTS_SHOWN = 5
+"""More do not fit into the legend's line; the numbers on the bars still tell them apart."""
 
 
 @dataclass(frozen=True)
 class _Marks:
-    """The layers to mark, and the ceiling of the finite scores."""
+    """The layers to mark, those that go with the word for it, and the ceiling of the finite scores."""
 
-    drop: frozenset[int]
+    drop: Mapping[int, str]
     protect: frozenset[int]
     top: float
 
@@ -47,23 +57,45 @@ class _Marks:
         """Bar length from 0 to 1; None where the score is no finite number and the bar is drawn as an empty frame."""
         return max(score, 0.0) / self.top if math.isfinite(score) else None
 
+    def height(self, score: float) -> float:
+        """Height of a standing bar; one without a number has the full one."""
+        part = self.fraction(score)
+        return _HEIGHT if part is None else max(part * _HEIGHT, 1.0)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of the cuts, the smallest cut first."""
+        return tuple(dict.fromkeys(self.drop.values()))
+
     def word(self, layer: int) -> str:
-        words = [word for word, marked in (("dropped", self.drop), ("protected", self.protect)) if layer in marked]
-        return ", ".join(words)
+        words = [self.drop.get(layer, ""), "protected" if layer in self.protect else ""]
+        return ", ".join(word for word in words if word)
+
+    def sign(self, word: str) -> str:
+        """What stands on the bars of a cut: a cross, or of several cuts the number."""
+        return "✕" if len(self.words) == 1 else word.split()[-1]
+
+    def hatch(self, word: str, chart: str) -> str:
+        """The name of a cut's hatch in the document."""
+        place = self.words.index(word) % len(_HATCHES)
+        return f"gn-hatch-{chart}-{place}" if place else f"gn-hatch-{chart}"
 
 
-def scores_svg(scores: LayerScores, drop: tuple[int, ...], *, protect: tuple[int, ...] = ()) -> str:
+def scores_svg(scores: LayerScores, drop: tuple[int, ...] | Mapping[int, str], *, protect: tuple[int, ...] = ()) -> str:
     """A standing bar per layer with a title and a legend, as an SVG document of its own.
 
     Args:
         scores: the scores of one checkpoint; not-finite ones get an empty dashed frame.
-        drop: layers to mark as dropped.
+        drop: layers to mark as dropped, or where nothing is dropped yet each with the word for it, such as ``drop 8``
+            for the smallest cut that takes it, the layers of the smallest cut first.
         protect: layers to mark as protected.
     """
     return standing_bars(scores, drop, protect, titled=True)
 
 
-def standing_bars(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int, ...], *, titled: bool) -> str:
+def standing_bars(
+    scores: LayerScores, drop: tuple[int, ...] | Mapping[int, str], protect: tuple[int, ...], *, titled: bool
+) -> str:
     """The chart for wide pages; ``titled`` adds the model's name and the trend in words inside the picture."""
     marks = _marks(scores, drop, protect)
     n = max(len(scores.layers), 1)
@@ -77,6 +109,9 @@ def standing_bars(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int
         parts.append(_foot(row.layer, marks, (_LEFT + (place + 0.5) * slot, slot), floor))
     fall = _fall(scores.layers, marks.top, slot, floor)
     parts.append(fall)
+    # Behind the curve in the file, and so in front of it in the picture.
+    for place, row in enumerate(scores.layers):
+        parts.append(_sign(row, marks, (_LEFT + place * slot, slot), floor))
     parts.append(f'<line class="gn-axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{floor}" y2="{floor}"/>')
     middle = (_LEFT + width - _RIGHT) / 2
     parts.append(f'<text x="{middle:.1f}" y="{floor + 50}" text-anchor="middle">layer, from input to output</text>')
@@ -132,31 +167,41 @@ def lying_bars(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int, .
     return _document(scores, marks, "lying", (_NARROW, len(scores.layers) * _ROW + 8), "".join(parts))
 
 
-def _marks(scores: LayerScores, drop: tuple[int, ...], protect: tuple[int, ...]) -> _Marks:
+def _marks(scores: LayerScores, drop: Collection[int] | Mapping[int, str], protect: tuple[int, ...]) -> _Marks:
     finite = [row.score for row in scores.layers if math.isfinite(row.score)]
-    return _Marks(frozenset(drop), frozenset(protect), max([*finite, 0.0]) or 1.0)
+    words = drop if isinstance(drop, Mapping) else dict.fromkeys(drop, "dropped")
+    return _Marks(words, frozenset(protect), max([*finite, 0.0]) or 1.0)
 
 
 def _paint(layer: int, marks: _Marks, fraction: float | None, chart: str) -> str:
     word = f' data-layer="{layer}" data-mark="{marks.word(layer)}"' if marks.word(layer) else f' data-layer="{layer}"'
     if layer in marks.drop:
-        return f'class="gn-drop" fill="url(#gn-hatch-{chart})"{word}'
+        return f'class="gn-drop" fill="url(#{marks.hatch(marks.drop[layer], chart)})"{word}'
     return f'class="{"gn-odd" if fraction is None else "gn-kept"}"{word}'
 
 
 def _standing_bar(row: LayerScore, marks: _Marks, across: tuple[float, float], floor: float) -> str:
     left, slot = across
-    part = marks.fraction(row.score)
-    height = _HEIGHT if part is None else max(part * _HEIGHT, 1.0)
+    part, height = marks.fraction(row.score), marks.height(row.score)
     width = slot * 0.72
     hint = f"Layer {row.layer}: {number(row.score)}" + (f", {marks.word(row.layer)}" if marks.word(row.layer) else "")
-    bar = (
+    return (
         f'<rect {_paint(row.layer, marks, part, "standing")} x="{left + (slot - width) / 2:.1f}" '
         f'y="{floor - height:.1f}" width="{width:.1f}" height="{height:.1f}"><title>{escape(hint)}</title></rect>'
     )
-    if row.layer in marks.drop:
-        bar += f'<text class="gn-strong" x="{left + slot / 2:.1f}" y="{floor - height - 5:.1f}" {_MIDDLE}>✕</text>'
-    return bar
+
+
+def _sign(row: LayerScore, marks: _Marks, across: tuple[float, float], floor: float) -> str:
+    """What stands on the bar of a layer that goes; a number that is wider than the bar's slot is turned."""
+    if row.layer not in marks.drop:
+        return ""
+    left, slot = across
+    x, y = left + slot / 2, floor - marks.height(row.score) - 5
+    sign = marks.sign(marks.drop[row.layer])
+    place = f'x="{x:.1f}" y="{y:.1f}" {_MIDDLE}'
+    if len(sign) * _DIGIT > slot:
+        place = f'transform="translate({x + 4:.1f} {y + 2:.1f}) rotate(-90)"'
+    return f'<text class="gn-strong gn-sign" {place}>{sign}</text>'
 
 
 _MIDDLE = 'text-anchor="middle"'
@@ -191,14 +236,20 @@ def _grid(top: float, ceiling: float, width: float) -> str:
 
 def _legend(y: float, marks: _Marks, *, fall: bool) -> str:
     entries = [('class="gn-kept"', "kept")]
-    if marks.drop:
-        entries.append(('class="gn-drop" fill="url(#gn-hatch-standing)"', "✕ dropped"))
+    shown = marks.words if len(marks.words) <= _CUTS_SHOWN else ()
+    for place, word in enumerate(shown):
+        # A cut takes the layers of the smaller ones, too.
+        text = f"{marks.sign(word)} {word}" if len(shown) == 1 else word if place == 0 else f"{word}, too"
+        entries.append((f'class="gn-drop" fill="url(#{marks.hatch(word, "standing")})"', text))
     parts, x = [], float(_LEFT)
     for paint, word in entries:
         parts.append(
             f'<rect {paint} x="{x}" y="{y - 10}" width="22" height="12"/><text x="{x + 29}" y="{y}">{word}</text>'
         )
-        x += 90
+        x += 90 if len(word) < 10 else 120
+    if len(shown) < len(marks.words):
+        parts.append(f'<text class="gn-strong" x="{x}" y="{y}">on a bar: the smallest cut that takes it</text>')
+        x += 270
     if marks.protect:
         parts.append(f'<text x="{x + 20}" y="{y}">◆ protected</text>')
         x += 110
@@ -217,11 +268,15 @@ def _short(score: float) -> str:
 
 def _document(scores: LayerScores, marks: _Marks, chart: str, extent: tuple[int, int], body: str) -> str:
     width, height = extent
-    dropped = f"Dropped: {layer_list(sorted(marks.drop))}. Protected: {layer_list(sorted(marks.protect))}."
-    hatch = (
-        f'<pattern id="gn-hatch-{chart}" width="6" height="6" patternUnits="userSpaceOnUse" '
-        'patternTransform="rotate(45)"><rect class="gn-tint" width="6" height="6"/>'
-        '<line class="gn-hatch" x1="0" x2="0" y1="0" y2="6"/></pattern>'
+    layers = {word: [layer for layer, its in sorted(marks.drop.items()) if its == word] for word in marks.words}
+    listed = [f"{word.capitalize()}: {layer_list(found)}." for word, found in (layers or {"dropped": []}).items()]
+    dropped = f"{' '.join(listed)} Protected: {layer_list(sorted(marks.protect))}."
+    hatches = {marks.hatch(word, chart): _HATCHES[place % len(_HATCHES)] for place, word in enumerate(marks.words)}
+    hatch = "".join(
+        f'<pattern id="{name}" width="{step}" height="{step}" patternUnits="userSpaceOnUse" '
+        f'patternTransform="rotate({angle})"><rect class="gn-tint" width="{step}" height="{step}"/>'
+        f'<line class="gn-hatch" x1="0" x2="0" y1="0" y2="{step}"/></pattern>'
+        for name, (angle, step) in hatches.items()
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="gn gn-{chart}" viewBox="0 0 {width} {height}" '
