@@ -33,20 +33,21 @@ ON = {"text": "t", "text_sha256": "", "items": "sentences"}
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
     """Outputs and problem type of a classifier -> its checkpoint, and the folder of a run that dropped two layers."""
-    done: dict[tuple[int, str | None], tuple[Path, Path]] = {}
+    done: dict[tuple[int, str | None, str], tuple[Path, Path]] = {}
 
-    def run(n_outputs: int, problem: str | None = None) -> tuple[Path, Path]:
-        key = n_outputs, problem
+    def run(n_outputs: int, problem: str | None = None, of: str = "Sequence") -> tuple[Path, Path]:
+        key = n_outputs, problem, of
         if key not in done:
             folder = tmp_path_factory.mktemp("classifier")
             row = dataclasses.replace(
                 family("bert"),
-                model_class="BertForSequenceClassification",
+                model_class=f"BertFor{of}Classification",
                 extra={"num_labels": n_outputs, "problem_type": problem},
             )
             model, tokenizer = row.make(), make_tokenizer(VOCAB)
             # A random head gives every sentence the same labels; about zero, each label goes to half of them.
-            model.classifier.bias.data -= logits_of(model, tokenizer).mean(dim=0)
+            if of == "Sequence":
+                model.classifier.bias.data -= logits_of(model, tokenizer).mean(dim=0)
             for part in (model, tokenizer):
                 part.save_pretrained(folder / "model")
             (folder / "words.txt").write_text(WORDS)
@@ -102,6 +103,28 @@ def test_labels_are_judged_one_by_one(ran) -> None:
     assert quality.common_labels == pytest.approx((before & after).sum() / (before | after).sum())
     assert quality.equal_items == pytest.approx((before == after).all(axis=1).mean())
     assert quality.common_labels < quality.decision_agreement < 1
+
+
+def test_classes_of_tokens_are_judged_at_every_token(ran) -> None:
+    """No token is masked: that is what a masked language model is asked, not what a tagger is given."""
+    import torch
+
+    checkpoint, out = ran(7, None, "Token")
+    quality = ComparisonReport.load(out / "compare.json").quality
+    assert (quality.measure, quality.items, quality.n_classes) == ("classes", "tokens", 7)
+    spec = resolve_model(str(checkpoint))
+    model, tokenizer = load_framework_model(spec)
+    rows = [tokenizer(part, return_tensors="pt") for part in split_sentences(WORDS)]
+    assert quality.n_items == sum(row["input_ids"].numel() for row in rows) == 600
+
+    def classes() -> np.ndarray:
+        with torch.inference_mode():
+            return np.concatenate([model(**row).logits[0].argmax(dim=-1).numpy() for row in rows])
+
+    before = classes()
+    with zeroed_attention(model, spec, (1, 2)):
+        assert quality.top1_agreement == pytest.approx((before == classes()).mean(), abs=2e-3)
+    assert quality.top1_agreement < 0.95
 
 
 @pytest.mark.parametrize(

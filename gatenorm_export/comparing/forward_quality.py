@@ -46,8 +46,8 @@ def encoder_quality(
     """Judge a text encoder on the sentences of a text.
 
     Vectors: the model's own sentence vector, or the mean over a sentence's tokens. Classes, scores or labels of a
-    sentence: its logits. Classes of tokens: the predictions at 15 % of the tokens, seeded, which are masked where the
-    tokenizer has a mask.
+    sentence: its logits. Classes of tokens: the predictions at every token. Words for masked places: those at 15 % of
+    the tokens, seeded, which are masked where the tokenizer has a mask. Marks such as [CLS] count for neither.
 
     Raises:
         InputError: the text holds too few sentences, or it was asked for and no tokenizer is there.
@@ -71,10 +71,13 @@ def encoder_quality(
     if len(rows) < 3:
         raise InputError(f"{name}: {len(rows)} sentences are too few to judge by; give a few kilobytes of prose")
     feeds = [token_feed([row], padding_token(config)) for row in rows]
-    places = [_places(row, tokenizer, number) for number, row in enumerate(rows)]
     graphs = ForwardGraph(base), ForwardGraph(pruned)
-    if graphs[0].outputs[0] == "logits" and len(graphs[0].session.get_outputs()[0].shape) == 3:
-        mask = getattr(tokenizer, "mask_token_id", None)
+    shape = graphs[0].session.get_outputs()[0].shape
+    if graphs[0].outputs[0] == "logits" and len(shape) == 3:
+        places, mask = [_free(row, tokenizer) for row in rows], None
+        if shape[-1] == config.vocab_size:
+            places = [_drawn(free, number) for number, free in enumerate(places)]
+            mask = getattr(tokenizer, "mask_token_id", None)
         for feed, chosen in zip(feeds, places, strict=True):
             if mask is not None:
                 feed[TOKENS][0, chosen] = mask
@@ -185,10 +188,14 @@ def _token_rows(sentences: list[str], tokenizer: Any, longest: int, limit: int) 
     return rows
 
 
-def _places(row: np.ndarray, tokenizer: Any, seed: int) -> np.ndarray:
-    """Seeded places of a row, at least one, none of them a mark such as [CLS]."""
+def _free(row: np.ndarray, tokenizer: Any) -> np.ndarray:
+    """The places of a row that hold no mark such as [CLS]; all of them where there is nothing else."""
     marks = np.array(getattr(tokenizer, "all_special_ids", None) or [], np.int64)
     free = np.flatnonzero(~np.isin(row, marks))
-    free = free if len(free) else np.arange(len(row))
+    return free if len(free) else np.arange(len(row))
+
+
+def _drawn(free: np.ndarray, seed: int) -> np.ndarray:
+    """Seeded places out of these, at least one."""
     count = max(1, round(MASKED_SHARE * len(free)))
     return np.sort(np.random.default_rng(seed).choice(free, size=count, replace=False))
