@@ -20,9 +20,6 @@ from benchmarks.matrix.models import VOCAB, family
 from gatenorm_export.architectures import ADAPTERS
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import check_faithfulness
-from gatenorm_export.comparing.audio import load_audio
-from gatenorm_export.comparing.forward_quality import split_sentences
-from gatenorm_export.comparing.similarity import class_quality, edit_distance, embedding_quality
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.graph_pair import pair_of_files
@@ -366,28 +363,6 @@ def test_a_zeroed_module_is_the_branch_that_joins_the_stream(name: str, checkpoi
     assert (before - expected).abs().max() > 1e-2
 
 
-def test_measures_have_known_answers() -> None:
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(12, 5))
-    facts = {"text": "t", "text_sha256": "", "items": "things"}
-    same = embedding_quality(vectors, 3 * vectors, embedding="e", **facts)
-    assert (same.mean_cosine, same.neighbour_overlap, same.spearman_rho) == pytest.approx((1, 1, 1))
-    other = embedding_quality(np.eye(3), np.roll(np.eye(3), 1, axis=1), embedding="e", **facts)
-    assert other.mean_cosine == pytest.approx(0)
-    # Two groups; the pruned model pairs each item with one of the other group.
-    base = np.array([[1, 0.1], [1, -0.1], [-0.1, 1], [0.1, 1]])
-    crossed = embedding_quality(base, base[[0, 2, 1, 3]], embedding="e", **facts)
-    assert crossed.neighbours == 3
-    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
-    changed = np.log(np.array([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]]))
-    classes = class_quality(logits, changed, **facts)
-    assert classes.top1_agreement == 0.5
-    assert classes.kl_nats == pytest.approx(0.125 * np.log(2))
-    assert edit_distance([1, 2, 3], [1, 3]) == 1
-    assert edit_distance([], [4, 4]) == 2
-    assert edit_distance([1, 2, 3, 4], [2, 3, 5, 4]) == 2
-
-
 @pytest.mark.parametrize("architecture", sorted(ADAPTERS))
 def test_every_family_that_is_scored_is_exported_or_refused_in_words(architecture: str, checkpoint) -> None:
     import transformers
@@ -400,11 +375,6 @@ def test_every_family_that_is_scored_is_exported_or_refused_in_words(architectur
             assert hasattr(transformers, kind.loader)
             for which in ("faithfulness", "quality", "latency"):
                 assert callable(kind.kind.function(which))
-
-
-def test_sentences_are_split_and_prose_without_full_stops_is_cut() -> None:
-    assert split_sentences("A b. C d! E f? G h.\n\nI j. K. L. M. N.")[:5] == ["A b.", "C d!", "E f?", "G h.", "I j."]
-    assert {len(part.split()) for part in split_sentences(WORDS)} == {12}
 
 
 def test_images_and_sounds_of_ones_own_are_used(ran, checkpoint, tmp_path: Path, capsys) -> None:
@@ -452,35 +422,6 @@ def test_a_prompt_that_is_not_whole_is_refused(
     graphs = (str(folder / "decoder_model_merged.onnx") for folder in (tmp_path / "base", out / "pruned"))
     assert main(["compare", *graphs, "--no-latency", "--quiet"]) == 3
     assert f"gatenorm: {config}: {complaint}; a transcript begins with it" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"rate": 8000}, "is sampled at 8000 Hz, the model takes 16000 Hz"),
-        ({"width": 1}, "holds 8-bit samples"),
-        ({"samples": 0}, "holds no samples"),
-        ({"cut": 20}, "not a readable WAV file"),
-    ],
-)
-def test_a_sound_that_does_not_fit_is_refused(change: dict[str, int], complaint: str, tmp_path: Path) -> None:
-    path = tmp_path / "sound.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setparams((2, change.get("width", 2), change.get("rate", 16000), 0, "NONE", ""))
-        file.writeframes(b"\x01\x00" * 2 * change.get("samples", 1000))
-    if "cut" in change:
-        path.write_bytes(path.read_bytes()[: change["cut"]])
-    with pytest.raises(InputError, match=complaint):
-        load_audio(path, rate=16000, samples=480)
-
-
-def test_a_recording_is_mixed_down_and_cut_into_clips(tmp_path: Path) -> None:
-    with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
-        file.setparams((2, 2, 16000, 0, "NONE", ""))
-        file.writeframes(np.tile(np.array([16384, 0], "<i2"), 1000).tobytes())
-    audio = load_audio(tmp_path / "sound.wav", rate=16000, samples=480)
-    assert [len(clip) for clip in audio.clips] == [480, 480, 40]
-    assert audio.clips[0] == pytest.approx(0.25)
 
 
 def test_a_comparison_of_before_there_was_a_choice_is_one_of_text(tmp_path: Path) -> None:
