@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scoring.checkpoints import SHAPES, write
-from benchmarks.scoring.measuring import cores, measure
-from gatenorm_export.processor import device_name
+from benchmarks.scoring.measuring import measure
+from gatenorm_export.processor import cores, device_name
 from gatenorm_export.records import tool_versions
 from gatenorm_export.scoring.devices import pick_device
 

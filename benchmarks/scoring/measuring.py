@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -213,8 +212,3 @@ def measure(
         "convention": sketched.convention.model_dump(mode="json"),
         "exact_arithmetic": full.convention.arithmetic,
     }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

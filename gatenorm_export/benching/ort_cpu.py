@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +21,7 @@ from gatenorm_export.benching.timers import Timer, WallClock
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.graphs import data_files, graph_file, graph_manifest
 from gatenorm_export.kinds import kind_of_graph
-from gatenorm_export.processor import device_name
+from gatenorm_export.processor import device_name, usable_threads
 from gatenorm_export.records.bench import BenchDevice, Probe, Work
 from gatenorm_export.sessions import open_session
 
@@ -50,7 +49,7 @@ class OrtCpu:
             runtime=f"ONNX Runtime {onnxruntime.__version__} CPU",
             device=device_name(),
             driver=None,
-            threads=os.cpu_count() or 1,
+            threads=usable_threads(),
             timer=self.timer.name,
             memory="process",
         )

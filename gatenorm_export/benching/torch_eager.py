@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -60,7 +59,7 @@ class TorchEager:
             runtime=f"torch {torch.__version__} eager {self.precision}",
             device=name,
             driver=driver,
-            threads=os.cpu_count() or 1,
+            threads=torch.get_num_threads(),
             timer=self.timer.name,
             memory="allocator" if on_gpu else "process",
         )

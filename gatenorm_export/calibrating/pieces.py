@@ -15,6 +15,7 @@ import numpy as np
 from gatenorm_export.decode_signature import DTYPES, TOKENS
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import external_tensors
+from gatenorm_export.sessions import cpu_options
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -84,8 +85,7 @@ def _open(model: ir.Model, graph: Path) -> Any:
     import onnxruntime
 
     _keep_freed_memory()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options = cpu_options()
     # Each session would keep its largest activations for itself: 14 GB over the sixty of SmolLM2.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False

@@ -183,8 +183,8 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
         "--min-agreement",
         type=number(),
         metavar="X",
-        help="share of equal first choices (tokens, classes), of labels in common or of a transcript's right tokens, or "
-        "the rank correlation of scores, at least X",
+        help="share of equal first choices (tokens, classes), of labels in common or of a transcript's right tokens, "
+        "or the rank correlation of scores, at least X",
     )
     limits.add_argument(
         "--min-speedup",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from gatenorm_export.benching.statistics import order_free_ratios
 from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
 from gatenorm_export.errors import needs
 from gatenorm_export.model_configs import configs_of
-from gatenorm_export.processor import device_name
+from gatenorm_export.processor import device_name, usable_threads
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import Latency, LatencyRow, ModelSpec
 from gatenorm_export.sessions import open_session
@@ -112,7 +111,7 @@ def measure_points(
     return Latency(
         backend=f"ONNX Runtime {onnxruntime.__version__} CPU",
         device=device_name(),
-        threads=os.cpu_count() or 1,
+        threads=usable_threads(),
         batch=BATCH,
         unit=unit,
         rows=tuple(rows),

@@ -13,7 +13,7 @@ from gatenorm_export.benching.clocks import gpu_driver
 from gatenorm_export.building.build_cache import default_cache
 from gatenorm_export.building.gpus import find_gpu
 from gatenorm_export.memory import free_memory, kernel_bytes
-from gatenorm_export.processor import device_name
+from gatenorm_export.processor import cores, device_name
 from gatenorm_export.records.doctor import MachineFacts, PartFinding, PlaceFinding
 
 
@@ -24,7 +24,7 @@ def machine_facts() -> MachineFacts:
         executable=sys.executable,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=device_name(),
-        n_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        n_cpus=cores(),
         memory_bytes=kernel_bytes(Path("/proc/meminfo"), "MemTotal:"),
         free_memory_bytes=free_memory(),
     )

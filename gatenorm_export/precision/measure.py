@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gatenorm_export.memory import free_memory
 from gatenorm_export.records import ConversionCheck, OutputDifference
+from gatenorm_export.sessions import cpu_options
 
 Array = NDArray[Any]
 
@@ -101,8 +102,7 @@ def _seen(name: str, answer: _Answer, caches: Caches) -> Array:
 def _run(graph: Path, caches: Caches, vocabulary: int) -> list[_Answer]:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options = cpu_options()
     # Every operator by itself on both sides: fusions would compute over the roundings that are to be measured.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
