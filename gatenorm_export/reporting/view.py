@@ -150,7 +150,10 @@ def page_of(material: ReportMaterial) -> Page:
 
 
 def _trend(scores: LayerScores) -> str:
-    return f"{scores.trend.sentence} Rank correlation of score and depth: {fixed(scores.trend.spearman_rho, 2)}."
+    trend = scores.trend
+    if trend.spearman_rho is None:
+        return trend.sentence
+    return f"{trend.sentence} Rank correlation of score and depth: {fixed(trend.spearman_rho, 2)}."
 
 
 def _lead(material: ReportMaterial) -> str:
