@@ -15,12 +15,10 @@ PYTHON5 := GATENORM_TRANSFORMERS5_PYTHON=$(abspath $(VENV5))/bin/python
 demo: $(VENV)/.demo
 	$(BIN)/gatenorm run smollm2 --drop 4 --out out
 
-# What is tiny runs in two processes of one thread each: on busy cores, two threads wait for each other most of the time.
-# What is real times latency, so it runs alone and with every core: beside other work it takes three times as long.
+# Two processes of one thread each: on busy cores, two threads wait for each other most of the time.
 test:
 	$(MAKE) -j2 triton lint
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not real and not wide" -n 2 --dist loadfile
-	$(PYTEST) -m real
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not wide" -n 2 --dist loadgroup --no-loadscope-reorder
 
 # What `make test` leaves out, for minutes saved: graphs of the second environment, and the slowest families.
 wide: $(VENV)/.dev $(VENV5)/.graphs5

@@ -16,6 +16,15 @@ from gatenorm_export.records import ExportedGraph, ModelSpec
 from gatenorm_export.sources import resolve_model
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several processes: tests that share fixtures stay in one, and what takes longest does not come last."""
+    longest = {item for item in items if "documented_folder" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item not in longest)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("documented" if item in longest else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[ModelSpec, Path, ExportedGraph]]:
     """Name of a row of the zoo -> its checkpoint, its exported graph and the export's record."""
