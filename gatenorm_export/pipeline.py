@@ -29,7 +29,7 @@ from gatenorm_export.run_folder import COMPARISON, GRAPHS, PLAN, SCORES, engine_
 if TYPE_CHECKING:
     from gatenorm_export.building import BuildOptions, Flavour, ShapeRequest
     from gatenorm_export.calibrating import CorpusRequest, GuardRequest
-    from gatenorm_export.comparing.compare import ComparisonRequest
+    from gatenorm_export.comparing.request import ComparisonRequest
     from gatenorm_export.repairs import Repair
     from graph_passes import KVNames
 

@@ -25,7 +25,8 @@ from gatenorm_export.building import (
 )
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import Limits, engine_accuracy, engine_latency, engine_pair, measure_latency
-from gatenorm_export.comparing.compare import ComparisonRequest, compare_graphs
+from gatenorm_export.comparing.compare import compare_graphs
+from gatenorm_export.comparing.request import ComparisonRequest
 from gatenorm_export.errors import ExitCode, MissingPartError, RefusedError
 from gatenorm_export.graph_pair import read_graph_pair
 from gatenorm_export.kinds import KINDS

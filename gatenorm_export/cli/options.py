@@ -13,7 +13,7 @@ from gatenorm_export.planning import DropRequest, parse_layers
 
 if TYPE_CHECKING:
     from gatenorm_export.calibrating import CorpusRequest, GuardRequest
-    from gatenorm_export.comparing.compare import ComparisonRequest
+    from gatenorm_export.comparing.request import ComparisonRequest
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -197,7 +197,7 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
 def comparison_request(args: argparse.Namespace) -> ComparisonRequest:
     """The comparison that :func:`add_comparison`'s options describe."""
     from gatenorm_export.comparing import Limits
-    from gatenorm_export.comparing.compare import ComparisonRequest
+    from gatenorm_export.comparing.request import ComparisonRequest
 
     return ComparisonRequest(
         text=args.text,

@@ -13,8 +13,8 @@ from gatenorm_export.kinds import SPEECH_GRAPHS
 from gatenorm_export.processor import device_name
 
 if TYPE_CHECKING:
-    from gatenorm_export.comparing.compare import ComparisonRequest
     from gatenorm_export.comparing.engine_pair import EnginePair
+    from gatenorm_export.comparing.request import ComparisonRequest
     from gatenorm_export.graph_pair import GraphPair
     from gatenorm_export.records import ModelSpec
 
