@@ -267,8 +267,11 @@ class _Run:
             for name in GRAPHS:
                 engine = engine_file(self._out, name)
                 graph = self._out / name / self._graph
-                shapes, options = self._request.shapes, self._request.build
-                build_engine(graph, engine, flavour=flavour, shapes=shapes, options=options, progress=self._progress)
+                shapes, options, progress = self._request.shapes, self._request.build, self._progress
+                try:
+                    build_engine(graph, engine, flavour=flavour, shapes=shapes, options=options, progress=progress)
+                except RefusedError as error:
+                    raise RefusedError(f"{error}; --flavour none leaves engines out of the run") from error
                 yield from (engine, engine.with_suffix(".engine.json"))
 
         decides = {"flavour": flavour.name, "version": flavour.version, **dataclasses.asdict(self._request.shapes)}

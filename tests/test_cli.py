@@ -111,8 +111,10 @@ def test_the_verbs_do_by_themselves_what_run_does(workspace: Path, capfd: pytest
     code, out, _ = gatenorm(capfd, *compare)
     assert code == 0
     assert json.loads(out)["faithfulness"]["passed"] is True
-    code, out, _ = gatenorm(capfd, *compare, "--max-ppl-ratio", "0.5", "-q")
+    code, out, err = gatenorm(capfd, *compare, "--max-ppl-ratio", "0.5", "-q")
     assert code == ExitCode.THRESHOLD
+    assert err.startswith("gatenorm: a limit was missed: --max-ppl-ratio 0.5, measured ")
+    assert err.count("\n") == 1
     assert json.loads(out)["thresholds"][0]["passed"] is False
     code, _, err = gatenorm(capfd, "compare", work / "pruned", work / "base", "--text", workspace / "text.txt")
     assert code == ExitCode.REFUSED

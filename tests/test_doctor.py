@@ -161,7 +161,9 @@ def test_a_runtime_that_does_not_load_is_unfit(
     (tmp_path / "onnxruntime.py").write_text(program)
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["doctor", "--json", "--quiet", "--stage", "compare"]) == ExitCode.MISSING_PART
-    report = DoctorReport.model_validate_json(capfd.readouterr().out)
+    captured = capfd.readouterr()
+    assert captured.err.startswith("gatenorm: compare cannot run here: ")
+    report = DoctorReport.model_validate_json(captured.out)
     ort = part(report, "onnxruntime", "runtime")
     assert ort.state == "unfit"
     assert word in ort.detail

@@ -22,6 +22,7 @@ from gatenorm_export.cli.main import main
 from gatenorm_export.deploying.triton import RECORD_NAME, Load, Placement, TritonRequest, write_repository
 from gatenorm_export.deploying.triton.backends import backend_config, engine_backend
 from gatenorm_export.deploying.triton.config_text import Word, config_text
+from gatenorm_export.deploying.triton.probing import GraphProbe
 from gatenorm_export.errors import ExitCode, InputError, RefusedError, TamperedError, UsageError
 from gatenorm_export.records import BundleEngine, EngineArtifact, Profile, ProfileBounds, TensorSpec, TritonRepository
 
@@ -349,8 +350,10 @@ def test_a_graph_that_does_not_run_as_a_sealed_manifest_says_is_refused_in_a_lin
     decoding = manifest.decoding.model_copy(update={"caches": caches})
     _, content = sealed(manifest.model_copy(update={"decoding": decoding}))
     (tmp_path / "bundle" / "manifest.json").write_bytes(content)
-    with pytest.raises(InputError, match=rf"bundle: its graph does not run as the manifest says .*{reason}"):
+    with pytest.raises(TamperedError, match=r"bundle: the manifest's cache tensors are not the graph's; see `gatenorm"):
         write_repository(TritonRequest(tmp_path / "bundle", tmp_path / "out"))
+    with pytest.raises(InputError, match=rf"bundle: its graph does not run as the manifest says .*{reason}"):
+        GraphProbe(tmp_path / "bundle", read_manifest(tmp_path / "bundle")).check_hidden_position()
     assert not (tmp_path / "out").exists()
 
 
@@ -377,6 +380,9 @@ def test_only_a_repository_of_ours_is_replaced_and_a_touched_bundle_is_refused(b
         write_repository(TritonRequest(touched, tmp_path / "none"))
     assert main(["triton", str(touched), "-o", str(tmp_path / "none"), "-q"]) == ExitCode.TAMPERED
     assert not (tmp_path / "none").exists()
+    # The lock beside the output would be what touches the bundle.
+    assert main(["triton", str(bundle), "-o", str(bundle / "models"), "-q"]) == ExitCode.OUTPUT
+    assert not [path.name for path in bundle.iterdir() if path.name.startswith(".gatenorm")]
 
 
 def test_a_write_that_fails_leaves_the_repository_as_it_was(

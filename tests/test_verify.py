@@ -59,7 +59,7 @@ def test_whatever_is_touched_has_its_own_exit_code(what: str, bundle: Path, capf
     TOUCHES[what](bundle)
     assert main(["verify", str(bundle), "-q"]) == ExitCode.TAMPERED
     captured = capfd.readouterr()
-    assert "BAD" in captured.out or captured.err.count("\n") == 1
+    assert captured.err.count("\n") == 1
     with pytest.raises(TamperedError):
         open_bundle(bundle)
 

@@ -9,6 +9,17 @@ from gatenorm_export.errors import InputError, OutputError
 from gatenorm_export.graphs import MANIFEST_NAME
 
 
+def require_outside_bundles(place: Path) -> None:
+    """Refuse to write where a bundle would be touched.
+
+    Raises:
+        OutputError: a folder around ``place`` is a bundle.
+    """
+    around = next((parent for parent in place.resolve().parents if _is_bundle(parent)), None)
+    if around is not None:
+        raise OutputError(f"{place}: lies in the bundle {around}, which it would touch; choose another output")
+
+
 def check_place(folder: Path, source: Path) -> None:
     """Make sure that nothing is lost when ``folder`` is replaced, least of all what the bundle is made from.
 
@@ -18,9 +29,7 @@ def check_place(folder: Path, source: Path) -> None:
     """
     if source.resolve().is_relative_to(folder.resolve()):
         raise OutputError(f"{folder}: holds what is to be bundled; choose another output")
-    around = next((parent for parent in folder.resolve().parents if _is_bundle(parent)), None)
-    if around is not None:
-        raise OutputError(f"{folder}: lies in the bundle {around}, which it would touch; choose another output")
+    require_outside_bundles(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder}: is a link or a file in the way of the bundle; choose another output")
     if not folder.exists() or not any(folder.iterdir()):

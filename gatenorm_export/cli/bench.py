@@ -140,7 +140,8 @@ def run(args: argparse.Namespace) -> int:
     table = batch_table(summary, f"Speed-ups over {args.base}", COLUMNS, rows)
     terminal.result(summary.to_object() | {"benches": objects}, table, *gate_lines(lost))
     batch.raise_failures()
-    return int(exit_code([gate.passed for gate in judged]))
+    lost_words = (f"{name}: {gate.sentence}" for name, gate in gates.items() if gate is not None and not gate.passed)
+    return terminal.end(exit_code([gate.passed for gate in judged]), *lost_words)
 
 
 def _request(args: argparse.Namespace) -> BenchRequest:
@@ -252,8 +253,11 @@ def _end(args: argparse.Namespace, terminal: Terminal, place: BenchPlace, report
         terminal.say(f"wrote {args.out}")
     gate = place.judge(report)
     terminal.result(as_object(report, gate), *shown(report, gate))
-    gates = [gate.passed] if gate is not None else []
-    return int(exit_code(gates, [report.control.passed] if report.control is not None else []))
+    checks = [check for check in (gate, report.control) if check is not None]
+    code = exit_code(
+        [gate.passed] if gate is not None else [], [report.control.passed] if report.control is not None else []
+    )
+    return terminal.end(code, *(check.sentence for check in checks if not check.passed))
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

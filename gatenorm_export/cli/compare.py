@@ -9,7 +9,7 @@ from gatenorm_export.cli.console import Terminal
 from gatenorm_export.cli.manual import describe
 from gatenorm_export.cli.options import add_comparison, add_output, comparison_request
 from gatenorm_export.cli.outputs import add_out
-from gatenorm_export.cli.tables import comparison_tables, exit_code_of
+from gatenorm_export.cli.tables import comparison_tables, exit_code_of, failures_of
 from gatenorm_export.errors import ExitCode
 from gatenorm_export.graphs import graph_manifest
 from gatenorm_export.kept_work import forget, kept_beside
@@ -93,4 +93,4 @@ def run(args: argparse.Namespace) -> int:
             terminal.say(f"wrote {written}")
         forget(kept)
     terminal.result(report.to_object(), *comparison_tables(report))
-    return int(exit_code_of(report))
+    return terminal.end(exit_code_of(report), *failures_of(report))

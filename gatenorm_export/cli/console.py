@@ -10,7 +10,13 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from gatenorm_export.errors import ExitCode
 from gatenorm_export.progress import OnStderr, Progress, Quiet
+
+
+def complain(text: str) -> None:
+    """An error, in one line on stderr, also where talk is not wanted."""
+    sys.stderr.write(f"gatenorm: {' '.join(text.split())}\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,12 @@ class Terminal:
     def text(self, record: dict[str, Any], text: str) -> None:
         """Print a result that another program reads as it is; ``record`` with ``--json``."""
         sys.stdout.write(json.dumps(record, allow_nan=False) + "\n" if self.json else text)
+
+    def end(self, code: ExitCode, *why: str) -> int:
+        """The exit code of a verb that came to its end; where it is no success, ``why`` goes to stderr in one line."""
+        if code is not ExitCode.OK:
+            complain("; ".join(why))
+        return int(code)
 
     def say(self, line: str) -> None:
         """Talk to a person; silent with ``--quiet``."""

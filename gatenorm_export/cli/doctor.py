@@ -53,11 +53,17 @@ def run(args: argparse.Namespace) -> int:
     with terminal.progress.task("examine this machine"):
         report = examine(tuple(args.stage))
     terminal.result(report.to_object(), *_shown(report))
-    return int(ExitCode.MISSING_PART if report.asked_ready is False else ExitCode.OK)
+    lacking = [f"{stage.name} cannot run here: {'; '.join(stage.lacks)}" for stage in _asked(report) if not stage.ready]
+    return terminal.end(ExitCode.MISSING_PART if report.asked_ready is False else ExitCode.OK, *lacking)
+
+
+def _asked(report: DoctorReport) -> list[StageFinding]:
+    """The stages that were asked for by name or verb, or all."""
+    return [stage for stage in report.stages if not report.asked or {stage.name, stage.verb} & {*report.asked}]
 
 
 def _shown(report: DoctorReport) -> list[RenderableType]:
-    stages = [stage for stage in report.stages if not report.asked or {stage.name, stage.verb} & {*report.asked}]
+    stages = _asked(report)
     return [
         *_machine(report),
         _places(report),

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
+from gatenorm_export.cli.console import complain
 from gatenorm_export.cli.manual import exit_codes
 from gatenorm_export.cli.outputs import outputs_held
 from gatenorm_export.errors import ExitCode, GateNormError, MissingPartError, UsageError, pip_install
@@ -68,21 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MissingPartError as error:
         return _lacks_part(args, error)
     except GateNormError as error:
-        _complain(str(error))
+        complain(str(error))
         return int(error.exit_code)
     except ModuleNotFoundError as error:
         return _lacks_module(args, error)
     except KeyboardInterrupt:
-        _complain("interrupted; finished stages are kept, nothing half-written is")
+        complain("interrupted; finished stages are kept, nothing half-written is")
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # The reader of stdout went away (as `head` does); what is left to print has no taker.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.OK)
-
-
-def _complain(text: str) -> None:
-    sys.stderr.write(f"gatenorm: {' '.join(text.split())}\n")
 
 
 def _lacks_part(args: argparse.Namespace, error: MissingPartError) -> int:
@@ -93,7 +90,7 @@ def _lacks_part(args: argparse.Namespace, error: MissingPartError) -> int:
 
         lacking = extras_lacking(args.verb, vars(args), error.extra)
         text = text.replace(pip_install(error.extra), pip_install(*lacking))
-    _complain(text)
+    complain(text)
     return int(error.exit_code)
 
 

@@ -133,7 +133,8 @@ def run(args: argparse.Namespace) -> int:
         progress=terminal.progress,
     )
     terminal.result(report.to_object(), *recovery_tables(report), f"graph: {args.out / report.graph.name}")
-    return int(ExitCode.UNFAITHFUL if report.faithfulness.passed is False else ExitCode.OK)
+    code = ExitCode.UNFAITHFUL if report.faithfulness.passed is False else ExitCode.OK
+    return terminal.end(code, report.faithfulness.reason)
 
 
 def recovery_tables(report: RecoveryReport) -> list[RenderableType]:

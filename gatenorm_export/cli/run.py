@@ -27,7 +27,7 @@ from gatenorm_export.cli.options import (
 from gatenorm_export.cli.outputs import add_out, folders
 from gatenorm_export.cli.plan import guard_lines, plan_line
 from gatenorm_export.cli.score import add_model, score_table
-from gatenorm_export.cli.tables import comparison_tables, exit_code_of
+from gatenorm_export.cli.tables import comparison_tables, exit_code_of, failures_of
 from gatenorm_export.errors import ExitCode, UsageError
 from gatenorm_export.locking import file_lock
 from gatenorm_export.run_folder import GRAPHS
@@ -131,4 +131,4 @@ def run(args: argparse.Namespace) -> int:
         f"report: {args.out / 'report.html'}",
         *(bundle_lines(bundle, result.bundle) if bundle is not None and result.bundle is not None else []),
     )
-    return int(exit_code_of(material.comparison))
+    return terminal.end(exit_code_of(material.comparison), *failures_of(material.comparison))

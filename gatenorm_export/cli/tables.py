@@ -30,6 +30,18 @@ def exit_code_of(report: ComparisonReport) -> ExitCode:
     return ExitCode.OK
 
 
+def failures_of(report: ComparisonReport) -> list[str]:
+    """Why :func:`exit_code_of` is no success, in words."""
+    wrong = [f"{engine.engine}: {engine.reason}" for engine in report.engine_accuracy if engine.passed is False]
+    if report.faithfulness.passed is False:
+        wrong.insert(0, report.faithfulness.reason)
+    return wrong or [
+        f"a limit was missed: --{threshold.name} {threshold.limit:g}, measured {threshold.measured:.4g}"
+        for threshold in report.thresholds
+        if not threshold.passed
+    ]
+
+
 def comparison_tables(report: ComparisonReport) -> list[RenderableType]:
     """Quality, latency and sizes as tables, then thresholds and the verdict."""
     shown: list[RenderableType] = [_quality(report.quality)]

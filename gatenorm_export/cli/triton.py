@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         codes=(ExitCode.TAMPERED,),
     )
     parser.add_argument("bundle", type=Path, help="a folder that `gatenorm bundle` wrote")
-    add_out(parser, "the model repository to write, or to replace", required=True, locks=replaced)
+    add_out(parser, "the model repository to write, or to replace", required=True, locks=_locks)
     parser.add_argument("--name", help="what the model is called (default: as the bundle)")
     parser.add_argument(
         "--models",
@@ -108,6 +108,14 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         help="how long answers under way may go on when the server shuts down (default: 20; it waits for 30 unless "
         "started with --exit-timeout-secs)",
     )
+
+
+def _locks(args: argparse.Namespace) -> tuple[Path, ...]:
+    """The lock lies beside the output, so within a bundle it would already touch it."""
+    from gatenorm_export.bundling.place import require_outside_bundles
+
+    require_outside_bundles(args.out)
+    return replaced(args)
 
 
 def run(args: argparse.Namespace) -> int:

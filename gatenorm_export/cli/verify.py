@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     request = VerifyRequest(args.bundle, seal=args.seal, files_only=args.files_only, model=args.model)
     verification = verify_bundle(request, progress=terminal.progress)
     terminal.result(verification.to_object(), _table(verification))
-    return int(_exit_code(verification))
+    bad = (f"{check.check}: {check.finding}" for check in verification.checks if check.passed is False)
+    return terminal.end(_exit_code(verification), f"{verification.bundle} is not good: {'; '.join(bad)}")
 
 
 def _exit_code(verification: BundleVerification) -> ExitCode:

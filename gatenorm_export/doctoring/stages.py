@@ -70,7 +70,7 @@ STAGES = (
     Stage("bundle", "bundle", "one folder for a server", ("ort",)),
     Stage("verify", "verify", "a bundle checked and probed", ("ort",)),
     Stage("verify-model", "verify", "faithfulness proved anew (--model)", _FRAMEWORK, option=("model", "")),
-    Stage("triton", "triton", "a model repository for Triton", ("triton",)),
+    Stage("triton", "triton", "a model repository for Triton", ("ort",)),
     Stage("triton-serve", "triton", "serving that repository here", ("triton",), ("tritonserver",)),
     Stage("cpp", "cpp", "the C++ decoder built here", (), ("c++", "cmake", "nlohmann-json", "c++ runtime")),
 )
