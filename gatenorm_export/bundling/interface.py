@@ -10,7 +10,7 @@ from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import external_tensors, load_graph
 from gatenorm_export.precision.graph_changes import precision_of
-from gatenorm_export.records import BundleGraph, BundleManifest, CacheTensor, TensorSpec
+from gatenorm_export.records import BundleGraph, CacheTensor, TensorSpec
 from gatenorm_export.records.bundle import Shape
 
 if TYPE_CHECKING:
@@ -76,24 +76,6 @@ def read_interface(path: Path, name: str) -> GraphInterface:
         raise InputError(f"{path}: {error}") from error
     caches, reason = _caches(found, graph)
     return GraphInterface(graph, data, found.n_layers, found.layers, caches, reason)
-
-
-def contradiction(manifest: BundleManifest, found: GraphInterface) -> str | None:
-    """Where the manifest says something else of the graph than the graph itself."""
-    told = manifest.graph
-    assert told is not None
-    caches = manifest.decoding.caches if manifest.decoding is not None else found.caches
-    kept = tuple(layer for layer in range(manifest.n_layers) if layer not in manifest.dropped)
-    for what, here, there in (
-        ("inputs", found.graph.inputs, told.inputs),
-        ("outputs", found.graph.outputs, told.outputs),
-        ("cache tensors", found.caches, caches),
-        ("number of layers", found.n_layers, manifest.n_layers),
-        ("kept layers", found.kept, kept),
-    ):
-        if here != there:
-            return f"the manifest's {what} are not the graph's"
-    return None
 
 
 def _spec(value: ir.Value, path: Path) -> TensorSpec:

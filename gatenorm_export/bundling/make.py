@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from gatenorm_export.artifacts import replaced_folder
 from gatenorm_export.bundling.asking import Question, ask
 from gatenorm_export.bundling.contents import Contents
+from gatenorm_export.bundling.contradictions import contradiction
 from gatenorm_export.bundling.decoding import decoding_of
 from gatenorm_export.bundling.engines import FoundEngine, find_engines
-from gatenorm_export.bundling.interface import GraphInterface, contradiction, read_interface
+from gatenorm_export.bundling.interface import GraphInterface, read_interface
 from gatenorm_export.bundling.licence import licence_of, licence_texts
 from gatenorm_export.bundling.opening import sealed
 from gatenorm_export.bundling.place import check_place

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gatenorm_export.bundling.asking import Question, ask
+from gatenorm_export.bundling.contradictions import contradiction
 from gatenorm_export.bundling.decoding import vocabulary_of
 from gatenorm_export.bundling.engines import check_entry, run_engine
-from gatenorm_export.bundling.interface import contradiction, read_interface
+from gatenorm_export.bundling.interface import read_interface
 from gatenorm_export.bundling.opening import Bundle, read_manifest, touched_files
 from gatenorm_export.bundling.side import check_genai_names
 from gatenorm_export.bundling.stepping import check_session, open_graph
@@ -123,9 +124,7 @@ def _decoding_contradiction(manifest: BundleManifest, configs: ModelConfigs) -> 
     decoding, graph = manifest.decoding, manifest.graph
     if decoding is None or graph is None:
         return None
-    logits = next((spec for spec in graph.outputs if spec.name == decoding.logits_output), None)
-    if logits is None:
-        return f"the manifest's logits, {decoding.logits_output}, are no output of the graph"
+    logits = next(spec for spec in graph.outputs if spec.name == decoding.logits_output)
     vocabulary = vocabulary_of(logits, configs)
     if vocabulary is not None and vocabulary != decoding.vocab_size:
         return f"the manifest's vocabulary of {decoding.vocab_size:,} is not the graph's, {vocabulary:,}"

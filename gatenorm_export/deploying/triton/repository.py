@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gatenorm_export.artifacts import replaced_folder
 from gatenorm_export.bundling import Bundle, open_bundle
+from gatenorm_export.bundling.contradictions import contradiction
 from gatenorm_export.bundling.interface import read_interface
 from gatenorm_export.deploying.triton.backends import (
     Backend,
@@ -48,6 +49,7 @@ def write_repository(request: TritonRequest, *, progress: Progress | None = None
     _check_replaceable(request.out)
     with progress.task("check the bundle"):
         bundle = open_bundle(request.bundle)
+        _check_manifest(bundle)
     with replaced_folder(request.out) as staging:
         writer = _Writer(bundle, request, staging, progress)
         models, left_out = writer.write()
@@ -62,6 +64,16 @@ def write_repository(request: TritonRequest, *, progress: Progress | None = None
         )
         record.save(staging / RECORD_NAME)
     return record
+
+
+def _check_manifest(bundle: Bundle) -> None:
+    """Hold the manifest against the graph: whoever forged it can have sealed it anew."""
+    graph = bundle.manifest.graph
+    if graph is None:
+        return
+    finding = contradiction(bundle.manifest, read_interface(bundle.path(graph.file), graph.file))
+    if finding is not None:
+        raise TamperedError(f"{bundle.folder}: {finding}; see `gatenorm verify`")
 
 
 def _check_replaceable(out: Path) -> None:
@@ -173,8 +185,6 @@ class _Writer:
             check_stepping(decoding)
             if decoding.caches:
                 self._graph_probe().check_hidden_position()
-        else:
-            self._check_interface(graph)
         config = backend_config(name, onnx_backend(graph, decoding), self._request)
         with self._progress.task(f"write {name}"):
             for file in self._manifest.files:
@@ -234,14 +244,6 @@ class _Writer:
         if self._manifest.graph is None:
             raise RefusedError("the bundle has no ONNX graph")
         return self._manifest.graph
-
-    def _check_interface(self, told: BundleGraph) -> None:
-        """The manifest of a graph that is not run here: whoever forged it can have sealed it anew."""
-        found = read_interface(self._bundle.path(told.file), told.file).graph
-        if (found.inputs, found.outputs) != (told.inputs, told.outputs):
-            raise TamperedError(
-                f"{self._request.bundle}: the manifest's inputs and outputs are not the graph's; see `gatenorm verify`"
-            )
 
     def _graph_probe(self) -> GraphProbe:
         if self._probe is None:
