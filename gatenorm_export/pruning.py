@@ -212,16 +212,22 @@ def _analyse(graph: Path) -> tuple[ir.Model, AttentionSites]:
 
 def _facts(model: ir.Model, found: AttentionSites) -> GraphFacts:
     graphs = tuple(model.graphs())
-    held = [value.const_value for graph in graphs for value in graph.initializers.values()]
+    held = [(value, value.const_value) for graph in graphs for value in graph.initializers.values()]
     # Text has no width; what an ONNX file keeps of it are labels.
-    tensors = [tensor for tensor in held if tensor is not None and not tensor.dtype.is_string()]
+    weights = [(value, tensor) for value, tensor in held if tensor is not None and not tensor.dtype.is_string()]
     return GraphFacts(
         n_nodes=sum(len(graph) for graph in graphs),
-        n_parameters=sum(math.prod(tensor.shape.numpy()) for tensor in tensors),
-        weight_bytes=sum(tensor.nbytes for tensor in tensors),
+        n_parameters=sum(_packed_weights(value) or math.prod(tensor.shape.numpy()) for value, tensor in weights),
+        weight_bytes=sum(tensor.nbytes for _, tensor in weights),
         n_attention=len({(site.kind, site.layer) for site in found.sites}),
         kv_bytes_per_token=sum(_bytes_per_token(site) for site in _self_attention(found.sites).values()),
     )
+
+
+def _packed_weights(value: ir.Value) -> int:
+    """How many weights a tensor of bytes holds that an operator takes several to the byte; 0 where none does."""
+    reader = next((node for node, place in value.uses() if node.op_type == "MatMulNBits" and place == 1), None)
+    return reader.attributes.get_int("K", 0) * reader.attributes.get_int("N", 0) if reader is not None else 0
 
 
 def _bytes_per_token(site: AttentionSite) -> int:

@@ -13,6 +13,9 @@ import onnx_ir as ir
 import pytest
 from toy_graphs import WIDTH, evaluate, toy_decoder, without_branches
 
+from benchmarks.matrix import cells
+from benchmarks.matrix.models import family
+from benchmarks.matrix.producing import Request, produce
 from gatenorm_export.errors import InputError, OutputError, RefusedError
 from gatenorm_export.graphs import graph_manifest
 from gatenorm_export.pruning import describe_graph, prune_graph
@@ -197,3 +200,12 @@ def test_a_damaged_manifest_is_one_clear_line(graph: Path, tmp_path: Path) -> No
     graph.with_name("manifest.json").write_text('{"kind": "pruned"}')
     with pytest.raises(InputError, match=r"manifest\.json: not a PrunedGraph record"):
         prune_graph(graph, tmp_path / "out", layers=(0,))
+
+
+def test_weights_of_four_bits_are_counted_as_weights_and_not_as_bytes(tmp_path: Path) -> None:
+    (plain,) = produce(Request(tmp_path, cells.exporter("optimum"), family("llama-gqa"))).values()
+    (packed,) = produce(Request(tmp_path, cells.exporter("int4"), family("llama-gqa"))).values()
+    whole, cut = (describe_graph(graph).facts for graph in (plain, packed))
+    # Scales and zero points come on top.
+    assert whole.n_parameters <= cut.n_parameters < 1.2 * whole.n_parameters
+    assert cut.weight_bytes < whole.weight_bytes / 2
