@@ -65,7 +65,7 @@ def test_everything_that_a_server_needs_is_in_it(pruned: Path, tmp_path: Path) -
     )
     # genai's caches have four dimensions; where it cannot load the folder, the bundle says so.
     reasons = {client.name: client.reason for client in manifest.clients}
-    assert reasons["optimum"] == ""
+    assert reasons["optimum"] == "config.json names no model_type, by which it chooses a class"
     assert "genai's plain decoder does not take this graph: its caches are not" in reasons["onnxruntime-genai"]
     assert open_bundle(tmp_path / "b").manifest == manifest
     text = (tmp_path / "b" / "manifest.json").read_text()

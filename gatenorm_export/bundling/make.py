@@ -17,6 +17,7 @@ from gatenorm_export.bundling.engines import FoundEngine, find_engines
 from gatenorm_export.bundling.interface import GraphInterface, read_interface
 from gatenorm_export.bundling.licence import licence_of, licence_texts
 from gatenorm_export.bundling.opening import sealed
+from gatenorm_export.bundling.optimum_caches import optimum_reason
 from gatenorm_export.bundling.place import check_place
 from gatenorm_export.bundling.public import public_name
 from gatenorm_export.bundling.side import GenaiFiles, SideFiles, find_side_files, genai_files
@@ -27,6 +28,7 @@ from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.errors import InputError, RefusedError, UsageError
 from gatenorm_export.graphs import MANIFEST_NAME, manifest_file
 from gatenorm_export.kinds import KindName, kind_of, kind_of_graph
+from gatenorm_export.model_configs import CONFIG
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     BundleClient,
@@ -278,7 +280,9 @@ def _layer_map(interface: GraphInterface) -> dict[int, int | None]:
 
 def _clients(request: BundleRequest, gathered: _Gathered) -> tuple[BundleClient, ...]:
     absent = "" if request.with_onnx else "the bundle holds engines alone"
-    optimum = "" if "config.json" in gathered.side.configs else "it reads config.json, and there is none"
+    optimum = "" if CONFIG in gathered.side.configs else f"it reads {CONFIG}, and there is none"
+    if gathered.task == "decoder" and not optimum:
+        optimum = optimum_reason(gathered.interface, gathered.side.told)
     record = gathered.source.record
     if gathered.task == "speech" and isinstance(record, PrunedGraph) and record.tower == "decoder":
         optimum = "its ORTModelForSpeechSeq2Seq does not run a decoder without some of its caches"

@@ -146,7 +146,7 @@ class BundleProbe(Part):
 
 
 class BundleClient(Part):
-    """A client that loads the folder as it is; where it cannot, ``reason`` says why, and is empty otherwise.
+    """A client that runs the folder as it is; where it cannot, ``reason`` says why, and is empty otherwise.
 
     ``note`` says what it cannot do although it loads the folder.
     """
