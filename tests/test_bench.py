@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,25 @@ def test_backends_that_are_not_here(pair, monkeypatch) -> None:
     with pytest.raises(InputError, match="there are ort-cpu"):
         open_backend("abacus")
     assert backend_for(*pair) == "ort-cpu"
+
+
+def test_a_batch_that_memory_cannot_hold_is_refused_before_it_is_tried(pair, tmp_path, capsys) -> None:
+    assert bench(*pair, "--batch", 9_000_000, "--sequence", 40, "--quiet") == 5
+    assert re.search(
+        r"prefill, 40 tokens, batch 9000000: takes about [\d,.]+ GB of memory, and", capsys.readouterr().err
+    )
+
+
+def test_what_a_graph_takes_is_about_what_it_was_measured_to_take(pair) -> None:
+    from gatenorm_export.benching.ort_cpu import OrtCpu
+    from gatenorm_export.benching.protocol import Point
+    from gatenorm_export.benching.room import memory_needed
+    from gatenorm_export.benching.timing import load
+
+    backend = OrtCpu()
+    side = backend.open(*pair).base
+    point = Point("prefill", 256, 40)
+    model, loaded = load(backend, side, [point])
+    model.close()
+    assert loaded.peak_memory_bytes is not None
+    assert 0.5 < memory_needed([side], point) / loaded.peak_memory_bytes < 1.3

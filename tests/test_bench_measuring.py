@@ -13,7 +13,8 @@ from gatenorm_export.benching import BenchRequest, bench_markdown, run_bench
 from gatenorm_export.benching.clocks import busy, read_clocks
 from gatenorm_export.benching.control import within
 from gatenorm_export.benching.memory import ProcessMemory
-from gatenorm_export.benching.protocol import STEPS
+from gatenorm_export.benching.protocol import STEPS, Footprint, Point
+from gatenorm_export.benching.room import memory_needed
 from gatenorm_export.benching.statistics import speedup_apart, speedup_in_turns, timing_of
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.records.bench import Clocks
@@ -47,7 +48,7 @@ def test_turns_change_from_pair_to_pair_and_decode_goes_back() -> None:
     assert backend.log[-2:] == ["pruned close", "base close"]
 
 
-@pytest.mark.parametrize(("order", "free"), [("sequential", None), ("auto", 10)])
+@pytest.mark.parametrize(("order", "free"), [("sequential", None), ("auto", 5_000)])
 def test_one_after_the_other_where_memory_does_not_hold_both(order: str, free: int | None) -> None:
     backend = FakeBackend(free=free)
     report = run_bench(backend, backend.pair(), BenchRequest(sequences=(8,), repeats=8, order=order))
@@ -63,6 +64,29 @@ def test_one_after_the_other_where_memory_does_not_hold_both(order: str, free: i
 def test_memory_that_holds_both_means_turns() -> None:
     backend = FakeBackend(free=10**9)
     assert run_bench(backend, backend.pair(), BenchRequest(sequences=(8,), repeats=8)).alternating
+
+
+def test_what_memory_does_not_hold_is_not_tried() -> None:
+    backend = FakeBackend(free=2_000_000)
+    wide = Footprint(logits_per_token=100, activations_per_token=10, scores_per_pair=4)
+    pair = backend.pair()
+    pair = dataclasses.replace(pair, base=dataclasses.replace(pair.base, footprint=wide))
+    # Both feeds, 8 bytes for each of 3 inputs, and what the larger side's prefill takes: 24 x 2 + 110 + 4 x 1000.
+    assert memory_needed([pair.base, pair.pruned], Point("prefill", 1, 1000)) == 200 + 1000 * (48 + 110 + 4000)
+    report = run_bench(backend, pair, BenchRequest(sequences=(8, 1000), repeats=8))
+    assert [row.name for row in report.rows] == ["prefill, 8 tokens, batch 1", "decode, 8 tokens, batch 1"]
+    assert {row.reason for row in report.missing} == {
+        "takes about 4.2 MB of memory, and 2.0 MB are free",
+        "takes about 4.4 MB of memory, and 2.0 MB are free",
+    }
+    assert not [line for line in backend.log if "1000" in line]
+    with pytest.raises(RefusedError, match=r"^prefill, 256 tokens, batch 100000: takes about 30\.3 GB of memory, and"):
+        run_bench(backend, pair, BenchRequest(batches=(100_000,), sequences=(256,), repeats=8))
+    # What is asked for in turns has to fit in turns.
+    both = FakeBackend(free=2_000)
+    one = BenchRequest(sequences=(64,), repeats=8, order="alternate")
+    with pytest.raises(RefusedError, match=r"^prefill, 64 tokens, batch 1: takes"):
+        run_bench(both, both.pair(), one)
 
 
 def test_a_point_that_does_not_fit_is_named_and_the_others_are_measured() -> None:

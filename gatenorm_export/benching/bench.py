@@ -14,9 +14,10 @@ from gatenorm_export.benching.clocks import busy, device_clocks
 from gatenorm_export.benching.control import hold_against
 from gatenorm_export.benching.failures import one_line
 from gatenorm_export.benching.kept_timings import KeptTimings
-from gatenorm_export.benching.measuring import Effort, Measured, decide_order, loading_groups, measure
+from gatenorm_export.benching.measuring import Effort, Measured, loading_groups, measure
 from gatenorm_export.benching.protocol import LOADINGS, STEPS, Backend, Pair, Point, Side
 from gatenorm_export.benching.roofline import roofline_row
+from gatenorm_export.benching.room import decide_order
 from gatenorm_export.benching.statistics import Order, speedup_of, timing_of
 from gatenorm_export.benching.words import verdict
 from gatenorm_export.errors import RefusedError, UsageError
@@ -79,7 +80,8 @@ def run_bench(
     report removes it.
 
     Raises:
-        RefusedError: a length passes the model's table of positions, or the runtime failed in the middle.
+        RefusedError: a length passes the model's table of positions, memory holds none
+            of the points, or the runtime failed in the middle.
         OutputError: ``kept_at`` cannot be written.
     """
     progress = progress or Quiet()

@@ -49,8 +49,9 @@ def busy(clocks: Clocks, threads: int) -> str | None:
     load = clocks.load_1min
     if load is None or load <= threads / 4:
         return None
+    noun = "thread" if threads == 1 else "threads"
     return (
-        f"the machine was not idle: a load of {load:.1f} on {threads} threads as measuring began; ratios hold, "
+        f"the machine was not idle: a load of {load:.1f} on {threads} {noun} as measuring began; ratios hold, "
         "milliseconds do not"
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gatenorm_export.benching.probing import ITEMSIZE
+from gatenorm_export.benching.protocol import Footprint
 from gatenorm_export.graphs import load_graph
 from gatenorm_export.inspecting import inspect_graph
 from gatenorm_export.pruning import describe_graph
@@ -50,6 +51,10 @@ _KV_PASSES = 3
 """A present tensor is the past and the new tokens copied into one, and is read by attention after that."""
 
 
+_LIVE_ACTIVATIONS = 4
+"""Tensors as wide as the widest matrix that are there at the same time."""
+
+
 def graph_work(graph: Path) -> Work | str:
     """Count a graph's matrices, cache and attention; or the reason why its attention cannot be counted.
 
@@ -85,6 +90,29 @@ def graph_work(graph: Path) -> Work | str:
         score_bytes_per_pair=score_bytes,
         skips_masked=False,
         dtype=dtype,
+    )
+
+
+def graph_footprint(graph: Path, work: Work | None) -> Footprint:
+    """What a prefill of a graph takes for its time; scores are known where its ``work`` is.
+
+    Measured with ONNX Runtime 1.32 on the CPU, on a graph of written-out attention with 6 heads, a width of 72 and one
+    of 100 within the feed-forward, in single precision: 115 bytes for each pair of query and key, and 1,600 for each
+    token beside cache and logits. Fused attention took nothing that grew with the pairs.
+    """
+    model = load_graph(graph)
+    weights = _weights(model)
+    itemsize = ITEMSIZE[work.dtype if work is not None else _dtype(weights)]
+    outputs = list(model.graph.outputs)
+    logits = next((value for value in outputs if "logits" in (value.name or "")), outputs[0])
+    vocabulary = logits.shape[-1] if logits.shape is not None and len(logits.shape) else None
+    size = vocabulary if isinstance(vocabulary, int) else 0
+    widths = [max(shape) for shape in (tensor.shape.numpy() for tensor in weights.values()) if size not in shape]
+    n_attention = work.n_attention if work is not None else 0
+    return Footprint(
+        logits_per_token=size * itemsize,
+        activations_per_token=_LIVE_ACTIVATIONS * max(widths, default=0) * itemsize,
+        scores_per_pair=work.score_bytes_per_pair // n_attention if work is not None and n_attention else 0,
     )
 
 

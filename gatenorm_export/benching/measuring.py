@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from gatenorm_export.benching.clocks import device_clocks
 from gatenorm_export.benching.kept_timings import KeptTimings, TimedPoint
-from gatenorm_export.benching.protocol import STEPS, Backend, BenchModel, Point, Side
+from gatenorm_export.benching.protocol import Backend, BenchModel, Point, Side
+from gatenorm_export.benching.room import without_room
 from gatenorm_export.benching.statistics import Order
 from gatenorm_export.benching.timing import Limits, Loaded, load, time_point
 from gatenorm_export.progress import Progress
@@ -71,12 +71,13 @@ def measure(
     on with the other. What ``kept`` has of ``what`` is not measured again.
 
     Raises:
-        RefusedError: the runtime failed; the text names where.
+        RefusedError: the runtime failed; the text names where. Or memory holds none of the points.
         OutputError: what was measured cannot be kept.
     """
     kept = kept or KeptTimings()
     groups = loading_groups(backend, order)
     run = _Run(backend, sides, points, effort, order, kept, what, progress)
+    run.leave_out_what_does_not_fit(groups)
     parts = [run.loading(number, groups) for number in range(len(groups))]
     left = [point for point in points if point not in run.missing]
     loaded: tuple[list[Loaded], list[Loaded]] = ([], [])
@@ -120,6 +121,16 @@ class _Run:
     progress: Progress
     missing: dict[Point, str] = dataclasses.field(default_factory=dict)
 
+    def leave_out_what_does_not_fit(self, groups: Sequence[tuple[int, ...]]) -> None:
+        """Find the points that memory does not hold; what was measured before did fit."""
+        what = f"{self.what} {self.order}"
+        new = [
+            point
+            for point in self.points
+            if any(self.kept.point(what, number, point, len(group)) is None for number, group in enumerate(groups))
+        ]
+        self.missing |= without_room(self.backend, self.sides, new, self.order)
+
     def loading(
         self, number: int, groups: Sequence[tuple[int, ...]]
     ) -> tuple[tuple[Loaded, ...], dict[Point, TimedPoint]]:
@@ -135,7 +146,8 @@ class _Run:
             records = []
             for which in group:
                 with self.progress.task(f"load {self.sides[which].path}"):
-                    model, record = load(self.backend, self.sides[which], self.points)
+                    fitting = [point for point in self.points if point not in self.missing]
+                    model, record = load(self.backend, self.sides[which], fitting)
                 models.append(model)
                 records.append(record)
             shown = tuple(records)
@@ -165,23 +177,6 @@ class _Run:
         fewest, most = PAIRS[point.phase]
         limits = Limits(repeats, rest, rest / to_come, (max(fewest // parts, 2), most // parts))
         return time_point(self.backend.device.backend, models, point, limits)
-
-
-def decide_order(
-    backend: Backend, sides: Sequence[Side], points: Sequence[Point], asked: Literal["auto", "alternate", "sequential"]
-) -> tuple[Order, str]:
-    """Whether memory holds both sides at once, by the sizes of their files and of the largest cache; and the reason.
-
-    Caches count three times: that of the prefill, that of a step and that of the next one.
-    """
-    if asked != "auto":
-        return ("pairs", "") if asked == "alternate" else ("apart", "asked for")
-    tokens = max(point.batch * (point.sequence + STEPS) for point in points)
-    need = sum(backend.weight_copies * side.file_bytes + 3 * side.kv_bytes_per_token * tokens for side in sides)
-    free = backend.memory.available()
-    if free is None or need <= free:
-        return "pairs", ""
-    return "apart", f"both together may take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
 
 
 def loading_groups(backend: Backend, order: Order) -> list[tuple[int, ...]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.benching.context import configs_beside, mixture_of_experts
-from gatenorm_export.benching.graph_work import graph_work
+from gatenorm_export.benching.graph_work import graph_footprint, graph_work
 from gatenorm_export.benching.memory import ProcessMemory
 from gatenorm_export.benching.pairing import graph_lineage
 from gatenorm_export.benching.probing import probe_sizes, product_graph, rates
@@ -102,7 +102,8 @@ class OrtCpu:
 
     def _side(self, graph: Path, *, decodes: bool) -> Side:
         unknown = mixture_of_experts(configs_beside(graph))
-        work = unknown or graph_work(graph)
+        counted = graph_work(graph)
+        work = unknown or counted
         return Side(
             path=str(graph),
             sha256=sha256_of(graph),
@@ -112,6 +113,7 @@ class OrtCpu:
             work=work if isinstance(work, Work) else None,
             why_no_work="" if isinstance(work, Work) else work,
             kv_bytes_per_token=_kv_bytes(graph),
+            footprint=graph_footprint(graph, counted if isinstance(counted, Work) else None),
         )
 
     def _load(self, graph: Path, decodes: bool) -> BenchModel:

@@ -89,6 +89,19 @@ class Memory(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes that a prefill takes beside weights and cache, and that are free again after it; estimates from below.
+
+    ``scores_per_pair`` are those of one query with one key, all heads of one layer together; 0 where attention is
+    fused and stores none.
+    """
+
+    logits_per_token: int = 0
+    activations_per_token: int = 0
+    scores_per_pair: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Side:
     """One of the two models before it is loaded.
 
@@ -104,7 +117,8 @@ class Side:
     work: Work | None
     why_no_work: str = ""
     kv_bytes_per_token: int = 0
-    """An estimate, for deciding whether memory holds both."""
+    """An estimate, like ``footprint`` for deciding what memory holds."""
+    footprint: Footprint = Footprint()
 
 
 @dataclasses.dataclass(frozen=True)

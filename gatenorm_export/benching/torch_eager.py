@@ -17,7 +17,7 @@ from gatenorm_export.benching.pairing import read_plan
 from gatenorm_export.benching.probing import ITEMSIZE, probe_sizes, rates
 from gatenorm_export.benching.protocol import LOADINGS, BenchModel, Memory, Pair, Side
 from gatenorm_export.benching.timers import CudaEvents, Timer, WallClock
-from gatenorm_export.benching.torch_model import TorchModel, torch_work
+from gatenorm_export.benching.torch_model import TorchModel, torch_footprint, torch_work
 from gatenorm_export.errors import InputError, RefusedError, needs
 from gatenorm_export.kinds import kind_of
 from gatenorm_export.model_configs import configs_from
@@ -128,6 +128,7 @@ class TorchEager:
                 work=None if unknown else work,
                 why_no_work=unknown or "",
                 kv_bytes_per_token=work.kv_bytes_per_token,
+                footprint=torch_footprint(counted, itemsize),
             )
 
         return side(()), side(tuple(drop))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gatenorm_export.architectures.adapter import Modules
-from gatenorm_export.benching.protocol import Point
+from gatenorm_export.benching.protocol import Footprint, Point
 from gatenorm_export.benching.timers import Timer
 from gatenorm_export.records.bench import Work
 
@@ -133,3 +133,10 @@ def torch_work(model: Any, modules: Modules, layers: Sequence[int], dtype: str) 
         skips_masked=True,
         dtype=dtype,
     )
+
+
+def torch_footprint(model: Any, itemsize: int) -> Footprint:
+    """What a prefill takes for its time, by the config: logits of every token, and a few tensors of the widest kind."""
+    config = model.config.get_text_config()
+    widest = max(int(getattr(config, "intermediate_size", None) or 0), int(config.hidden_size))
+    return Footprint(logits_per_token=int(config.vocab_size) * itemsize, activations_per_token=4 * widest * itemsize)
