@@ -72,20 +72,26 @@ def test_a_goal_that_is_missed_is_missed(measured: Path) -> None:
         return {goal.name.split(": ")[1]: goal.held for goal in goals_of([Cell("x", 16, changed, None)])}
 
     full = report.model_copy(update={"n_layers": 40, "dropped": tuple(range(24, 40))})
-    for speed, held in ((1.31, True), (1.29, False)):
-        fast = tuple(entry.model_copy(update={"speedup": speed}) for entry in full.speedups)
+    for low, high, held in ((1.31, 1.4, True), (1.2, 1.29, False), (1.2, 1.4, None)):
+        fast = tuple(entry.model_copy(update={"speedup": 1.31, "low": low, "high": high}) for entry in full.speedups)
         found = goals(full.model_copy(update={"speedups": fast}))
         assert found["1.30 times as fast without 16 of 40"] is held
     # 24 of 40 are the 3 of 5 that were measured; 23 of 40 are not.
     for first, held in ((24, True), (23, False)):
         other = full.model_copy(update={"dropped": tuple(range(first, 40))})
         assert goals(other)["bytes of KV cache are (L - N) / L"] is held
-    rows = tuple(
-        row.model_copy(update={"roofline": row.roofline.model_copy(update={"share": 0.94})})
-        for row in report.rows
-        if row.roofline is not None
-    )
-    assert goals(report.model_copy(update={"rows": rows}))["0.95 of the predicted speed-up in every row"] is False
+    for low, certain, held in ((0.96, False, True), (0.94, False, None), (0.9, True, False)):
+        rows = tuple(
+            row.model_copy(
+                update={
+                    "speedup_low": low * row.roofline.speedup,
+                    "roofline": row.roofline.model_copy(update={"certain": certain}),
+                }
+            )
+            for row in report.rows
+            if row.roofline is not None
+        )
+        assert goals(report.model_copy(update={"rows": rows}))["0.95 of the predicted speed-up in every row"] is held
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,18 +210,26 @@ def test_the_roofline_stands_beside_the_latency() -> None:
     page, markdown = render_html(material), render_markdown(material)
     check_page(page)
     for text in (page, markdown):
-        assert "More than 5\u00a0% of the speed-up that the roofline predicts is left on the table in 2 of 6" in text
-        assert "prefill of 32 tokens: 1.12× of 1.24×" in text
-        assert "decode after 512 tokens: 1.14× of 1.22× (within the interval)" in text
+        assert "is left on the table in 1 of 6 rows: prefill of 32 tokens: 1.12× of 1.24×." in text
+        assert "Whether 3 of 6 rows have at least 95\u00a0% of" in text
+        assert "decode after 512 tokens: 1.14× of 1.22×." in text
         assert "90.1\u00a0% of 1.24×, short" in text
+        assert "93.5\u00a0% of 1.22×, not decided" in text
         assert "21.4\u00a0GB/s" in text
     # A diamond for each row, and the axis reaches as far as the farthest one.
     goals = [float(found) for found in re.findall(r'class="goal" style="left:([\d.]+)%"', page)]
     assert len(goals) == 6 + 6, "of the graphs, and of the engines"
     assert all(0 < goal < 100 for goal in goals)
     assert "of 1.24× predicted" in page
-    whole = dataclasses.replace(material, comparison=a_comparison(latency=with_predictions(a_latency())))
-    assert "Every row has at least 95" in render_markdown(whole)
+    latency = with_predictions(a_latency())
+    sure = latency.model_copy(
+        update={"rows": tuple(row.model_copy(update={"speedup_low": row.speedup}) for row in latency.rows)}
+    )
+    whole = render_markdown(dataclasses.replace(material, comparison=a_comparison(latency=sure)))
+    assert "Every row has at least 95" in whole
+    wide = render_markdown(dataclasses.replace(material, comparison=a_comparison(latency=latency)))
+    assert "Every row has" not in wide
+    assert "is not decided, their intervals reach to both sides" in wide
     reason = a_latency().model_copy(update={"roofline_reason": "its experts are chosen as it runs"})
     without = render_html(dataclasses.replace(material, comparison=a_comparison(latency=reason)))
     assert "There is no roofline: its experts are chosen as it runs." in without

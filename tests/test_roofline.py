@@ -44,15 +44,23 @@ def test_a_batch_shares_the_weights_and_not_the_cache() -> None:
 
 
 @pytest.mark.parametrize(
-    ("speedup", "high", "short", "certain"), [(2.0, 2.1, False, False), (1.7, 2.1, True, False), (1.7, 1.8, True, True)]
+    ("speedup", "low", "high", "short", "reached"),
+    [
+        (2.0, 1.91, 2.1, False, True),
+        # The median reaches it; an interval down to less than the half does not show it.
+        (2.0, 0.9, 3.6, False, None),
+        (1.7, 1.6, 2.1, True, None),
+        (1.7, 1.6, 1.8, True, False),
+    ],
 )
-def test_what_is_left_on_the_table(speedup: float, high: float, short: bool, certain: bool) -> None:
+def test_what_is_left_on_the_table(speedup: float, low: float, high: float, short: bool, reached: bool | None) -> None:
     base = Work(**(WORK.model_dump() | {"kv_bytes_per_token": 0, "attention_flops_per_pair": 0}))
     half = base.model_copy(update={"weight_bytes": 500, "flops_per_token": 250})
-    row = roofline_row(base, half, PROBE, Point("decode", 1, 8), (speedup, speedup, high))
+    row = roofline_row(base, half, PROBE, Point("decode", 1, 8), (speedup, low, high))
     assert (row.base_ms, row.pruned_ms, row.speedup) == pytest.approx((1000, 500, 2.0))
     assert row.share == pytest.approx(speedup / 2)
-    assert (row.short, row.certain) == (short, certain)
+    assert (row.short, row.certain) == (short, reached is False)
+    assert row.reached(low) is reached
 
 
 def test_work_of_a_graph_is_that_of_its_model(exported, tmp_path: Path) -> None:

@@ -9,10 +9,7 @@ with attention or costs little, and is left out: the prediction is a little too 
 from __future__ import annotations
 
 from gatenorm_export.benching.protocol import Point
-from gatenorm_export.records.bench import Probe, RooflineRow, Work
-
-GOAL = 0.95
-"""A share of the predicted speed-up below this is reported as left on the table."""
+from gatenorm_export.records.bench import ROOFLINE_GOAL, Probe, RooflineRow, Work
 
 
 def predicted_seconds(work: Work, probe: Probe, point: Point) -> float:
@@ -45,6 +42,6 @@ def roofline_row(
         pruned_ms=1e3 * after,
         speedup=predicted,
         share=speedup / predicted,
-        short=speedup / predicted < GOAL,
-        certain=high / predicted < GOAL,
+        short=speedup / predicted < ROOFLINE_GOAL,
+        certain=high / predicted < ROOFLINE_GOAL,
     )

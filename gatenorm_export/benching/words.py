@@ -36,19 +36,29 @@ def verdict(report: BenchReport) -> str:
 
 
 def roofline_sentence(report: BenchReport) -> str:
-    """How much of the predicted speed-up was found, and where too little of it was."""
+    """Which rows have as much of the predicted speed-up as they should, by their whole interval, and which do not."""
     rows = [(row, row.roofline) for row in report.rows if row.roofline is not None]
     if not rows:
         reason = report.roofline_reason
         return f"No roofline: {reason}." if reason else "No roofline."
-    short = [(row, found) for row, found in rows if found.short]
-    if not short:
-        return f"Every row has at least 95 % of the speed-up that the roofline predicts ({len(rows)} rows)."
-    named = "; ".join(
-        f"{row.name}: {row.speedup:.3f} of {found.speedup:.3f}{'' if found.certain else ' (within the interval)'}"
-        for row, found in short
-    )
-    return f"More than 5 % of the predicted speed-up is left on the table in {len(short)} of {len(rows)} rows: {named}."
+    named: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for row, found in rows:
+        named[found.reached(row.speedup_low)].append(f"{row.name}: {row.speedup:.3f} of {found.speedup:.3f}")
+    goal = "at least 95 % of the speed-up that the roofline predicts"
+    if len(named[True]) == len(rows):
+        return f"Every row has {goal}, by its whole interval ({len(rows)} rows)."
+    sentences = []
+    if named[False]:
+        sentences.append(
+            f"More than 5 % of the predicted speed-up is left on the table in {len(named[False])} of {len(rows)} rows: "
+            f"{'; '.join(named[False])}."
+        )
+    if named[None]:
+        sentences.append(
+            f"Whether {len(named[None])} of {len(rows)} rows have {goal} is not decided, their intervals reach to both "
+            f"sides of it: {'; '.join(named[None])}."
+        )
+    return " ".join(sentences)
 
 
 _COLUMNS = (
@@ -69,7 +79,8 @@ def row_cells(row: BenchRow) -> tuple[str, ...]:
     """One row of the table, base before pruned."""
     predicted = "–"
     if row.roofline is not None:
-        predicted = f"{row.roofline.speedup:.3f}{' (short)' if row.roofline.short else ''}"
+        word = {True: "", False: " (short)", None: " (not decided)"}[row.roofline.reached(row.speedup_low)]
+        predicted = f"{row.roofline.speedup:.3f}{word}"
     return (
         row.phase,
         str(row.batch),

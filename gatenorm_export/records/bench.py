@@ -79,6 +79,10 @@ class Probe(Part):
     how: str
 
 
+ROOFLINE_GOAL = 0.95
+"""A share of the predicted speed-up below this is reported as left on the table."""
+
+
 class RooflineRow(Part):
     """Predicted seconds of one point, and how much of the predicted speed-up was found.
 
@@ -92,6 +96,15 @@ class RooflineRow(Part):
     share: float
     short: bool
     certain: bool
+
+    def reached(self, speedup_low: float) -> bool | None:
+        """Whether a row with this lower end of its interval has 0.95 of the prediction; None is not decided.
+
+        It has where the whole interval shows it, and has not where no part does: a median alone shows nothing.
+        """
+        if self.certain:
+            return False
+        return True if speedup_low >= ROOFLINE_GOAL * self.speedup else None
 
 
 class BenchRow(Part):

@@ -6,9 +6,6 @@ from gatenorm_export.records import Latency, LatencyRow
 from gatenorm_export.records.bench import RooflineRow
 from gatenorm_export.reporting.formatting import SPACE, count, number, percent, times
 
-GOAL = 0.95
-"""Of the predicted speed-up; what ``records/bench.py`` calls short is below it."""
-
 
 def roofline_rows(latency: Latency) -> list[tuple[LatencyRow, RooflineRow]]:
     """The rows that have a prediction."""
@@ -16,24 +13,29 @@ def roofline_rows(latency: Latency) -> list[tuple[LatencyRow, RooflineRow]]:
 
 
 def roofline_words(latency: Latency) -> str:
-    """What was predicted from, and where more than 5 % of it is missing; empty for records of before there was one."""
+    """What was predicted from, and which rows reach it by their whole interval; empty for records of before."""
     rows = roofline_rows(latency)
     if not rows:
         return f"There is no roofline: {latency.roofline_reason}." if latency.roofline_reason else ""
-    short = [(row, found) for row, found in rows if found.short]
-    if short:
-        named = "; ".join(
-            f"{row_label(row)}: {times(row.speedup)} of {times(found.speedup)}"
-            f"{'' if found.certain else ' (within the interval)'}"
-            for row, found in short
+    named: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for row, found in rows:
+        words = f"{row_label(row)}: {times(row.speedup)} of {times(found.speedup)}"
+        named[found.reached(row.speedup_low)].append(words)
+    goal, n_rows = f"at least 95{SPACE}% of the speed-up that the roofline predicts", len(rows)
+    findings = []
+    if len(named[True]) == n_rows:
+        findings.append(f"Every row has {goal}, by its whole interval.")
+    if named[False]:
+        findings.append(
+            f"More than 5{SPACE}% of the speed-up that the roofline predicts is left on the table in "
+            f"{len(named[False])} of {n_rows} rows: {'; '.join(named[False])}."
         )
-        finding = (
-            f"More than 5{SPACE}% of the speed-up that the roofline predicts is left on the table in {len(short)} of "
-            f"{len(rows)} rows: {named}."
+    if named[None]:
+        findings.append(
+            f"Whether {len(named[None])} of {n_rows} rows have {goal} is not decided, their intervals reach to both "
+            f"sides of it: {'; '.join(named[None])}."
         )
-    else:
-        finding = f"Every row has at least 95{SPACE}% of the speed-up that the roofline predicts."
-    return " ".join([finding, _from(latency)]).strip()
+    return " ".join([*findings, _from(latency)]).strip()
 
 
 def lowest_share(latency: Latency | None) -> tuple[str, str] | None:
@@ -42,7 +44,9 @@ def lowest_share(latency: Latency | None) -> tuple[str, str] | None:
     if not rows:
         return None
     row, found = min(rows, key=lambda pair: pair[1].share)
-    return percent(found.share), f"lowest of {count(len(rows))}: {row_label(row)}, {times(found.speedup)} predicted"
+    word = ", not decided" if found.reached(row.speedup_low) is None else ""
+    note = f"lowest of {count(len(rows))}: {row_label(row)}, {times(found.speedup)} predicted{word}"
+    return percent(found.share), note
 
 
 def row_label(row: LatencyRow) -> str:

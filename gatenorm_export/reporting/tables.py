@@ -105,8 +105,8 @@ def _prediction(row: LatencyRow) -> str:
     found = row.roofline
     if found is None:
         return "–"
-    short = "" if not found.short else ", short" if found.certain else ", short?"
-    return f"{percent(found.share)} of {times(found.speedup)}{short}"
+    word = {True: "", False: ", short", None: ", not decided"}[found.reached(row.speedup_low)]
+    return f"{percent(found.share)} of {times(found.speedup)}{word}"
 
 
 def sizes_table(comparison: ComparisonReport) -> Table:
