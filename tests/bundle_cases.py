@@ -24,7 +24,7 @@ def toy_folder(folder: Path, *, layers: tuple[int, ...] = (1,), data: str | None
     config = {"vocab_size": 11, "max_position_embeddings": 16, "eos_token_id": 1, "num_attention_heads": 2}
     (source / "config.json").write_text(json.dumps(config))
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2], "bos_token_id": 0}))
-    (source / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
+    (source / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}))
     (source / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n# A toy\n")
     prune_graph(source / "model.onnx", folder / "pruned", layers=layers)
     (folder / "pruned" / "README.md").write_text((source / "README.md").read_text())

@@ -218,7 +218,7 @@ def test_the_bundled_graph_keeps_its_record(pruned: Path, tmp_path: Path) -> Non
     ("change", "said"),
     [
         ({"n_layers": 10**6}, "says what no graph has (n_layers"),
-        ({"n_layers": 4}, "number of layers are not the graph's"),
+        ({"n_layers": 4}, "number of layers is not the graph's"),
         ({"dropped": [0]}, "kept layers are not the graph's"),
     ],
 )

@@ -106,7 +106,7 @@ def swap_caches(content: dict[str, Any]) -> None:
         (lambda content: content["decoding"].update(vocab_size=10**12), "vocabulary of 1,000,000,000,000 is not"),
         (
             lambda content: content["decoding"].update(max_positions=10**15),
-            "longest context is not that of the configs",
+            "longest context of 1,000,000,000,000,000 is not",
         ),
     ],
 )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from gatenorm_export.bundling.interface import GraphInterface
 from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS
 from gatenorm_export.records import BundleGraph, BundleManifest, Decoding
+
+_SINGLE = {"number of layers", "precision", "opset"}
 
 
 def contradiction(manifest: BundleManifest, found: GraphInterface) -> str | None:
@@ -20,10 +24,20 @@ def contradiction(manifest: BundleManifest, found: GraphInterface) -> str | None
         ("cache tensors", found.caches, caches),
         ("number of layers", found.n_layers, manifest.n_layers),
         ("kept layers", found.kept, kept),
+        ("layer numbers", layer_numbers(manifest.n_layers, found.kept), manifest.layer_map),
+        ("precision", found.graph.precision, told.precision),
+        ("opset", found.graph.opset, told.opset),
+        ("operators of com.microsoft", found.graph.contrib_operators, told.contrib_operators),
     ):
         if here != there:
-            return f"the manifest's {what} are not the graph's"
+            return f"the manifest's {what} {'is' if what in _SINGLE else 'are'} not the graph's"
     return _wrong_role(decoding, found.graph) if decoding is not None else None
+
+
+def layer_numbers(n_layers: int, kept: Collection[int]) -> dict[int, int | None]:
+    """Each layer's number among the kept ones, whatever their caches are called; None of a layer without attention."""
+    new = {layer: index for index, layer in enumerate(sorted(kept))}
+    return {layer: new.get(layer) for layer in range(n_layers)}
 
 
 def _wrong_role(decoding: Decoding, graph: BundleGraph) -> str | None:

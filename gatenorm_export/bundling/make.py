@@ -9,14 +9,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gatenorm_export.artifacts import replaced_folder
+from gatenorm_export.bundling.agreement import check_agreement
 from gatenorm_export.bundling.asking import Question, ask
 from gatenorm_export.bundling.contents import Contents
-from gatenorm_export.bundling.contradictions import contradiction
+from gatenorm_export.bundling.contradictions import contradiction, layer_numbers
 from gatenorm_export.bundling.decoding import decoding_of
 from gatenorm_export.bundling.engines import FoundEngine, find_engines
 from gatenorm_export.bundling.interface import GraphInterface, read_interface
 from gatenorm_export.bundling.licence import licence_of, licence_texts
-from gatenorm_export.bundling.opening import sealed
+from gatenorm_export.bundling.opening import Bundle, sealed
 from gatenorm_export.bundling.optimum_caches import optimum_reason
 from gatenorm_export.bundling.place import check_place
 from gatenorm_export.bundling.public import public_name
@@ -90,6 +91,7 @@ def make_bundle(request: BundleRequest, *, progress: Progress | None = None) -> 
         contents = _contents(request, gathered)
         manifest, text = sealed(_checked(request, gathered, probe, contents.write(staging, progress)))
         (staging / MANIFEST_NAME).write_bytes(text)
+        check_agreement(request.source, Bundle(staging, manifest), gathered.interface)
     return manifest
 
 
@@ -122,7 +124,7 @@ def _gather(request: BundleRequest) -> _Gathered:
     spec = record.model if record is not None else None
     kind = kind_of(spec, record.tower) if record is not None and spec is not None else kind_of_graph(source.graph)
     folders = _folders(source, spec, request.beside)
-    side = find_side_files(folders)
+    side = find_side_files(folders, interface.graph.file)
     _check_side(request, source, side, kind.kind.name)
     decoding = (
         decoding_of(interface, side.told)
@@ -162,7 +164,7 @@ def _check_side(request: BundleRequest, source: BundleSource, side: SideFiles, t
             f"{source.graph.parent}: holds no tokenizer, which a server needs to take text; name its folder with "
             "--beside, or for clients that send token numbers use `gatenorm bundle --no-tokenizer`"
         )
-    if task == "decoder" and not side.configs and side.genai is None:
+    if task == "decoder" and not side.configs and not side.told.genai:
         raise InputError(
             f"{source.graph.parent}: holds no config.json, which tells how a sequence ends; name the model's folder "
             "with --beside"
@@ -256,7 +258,7 @@ def _manifest(
         plan_sha256=pruned.plan_sha256 if pruned is not None else None,
         n_layers=pruned.n_layers if pruned is not None else interface.n_layers,
         dropped=pruned.dropped if pruned is not None else _dropped(interface),
-        layer_map=pruned.layer_map if pruned is not None else _layer_map(interface),
+        layer_map=pruned.layer_map if pruned is not None else layer_numbers(interface.n_layers, interface.kept),
         kv_names=pruned.kv_names if pruned is not None else "dense",
         graph=interface.graph if request.with_onnx else None,
         companions=tuple(found.graph for found in gathered.companions) if request.with_onnx else (),
@@ -271,11 +273,6 @@ def _manifest(
 
 def _dropped(interface: GraphInterface) -> tuple[int, ...]:
     return tuple(layer for layer in range(interface.n_layers) if layer not in interface.kept)
-
-
-def _layer_map(interface: GraphInterface) -> dict[int, int | None]:
-    new = {layer: index for index, layer in enumerate(interface.kept)}
-    return {layer: new.get(layer) for layer in range(interface.n_layers)}
 
 
 def _clients(request: BundleRequest, gathered: _Gathered) -> tuple[BundleClient, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.errors import InputError, TamperedError
 from gatenorm_export.graphs import BUNDLED_RECORDS, MANIFEST_NAME
+from gatenorm_export.model_configs import ModelConfigs, read_configs
 from gatenorm_export.records import BundleEngine, BundleManifest
 from gatenorm_export.records.bundle import UNSEALED
 from gatenorm_export.small_files import read_small
@@ -40,6 +41,14 @@ class Bundle:
             return self.folder / self.manifest.file(name).name
         except KeyError:
             raise InputError(f"{self.folder}: the bundle has no file {name}") from None
+
+    def configs(self) -> ModelConfigs:
+        """What its configs tell.
+
+        Raises:
+            InputError: one is no JSON object.
+        """
+        return read_configs({file.name: self.path(file.name) for file in self.manifest.files if file.role == "config"})
 
     @property
     def graph_path(self) -> Path | None:
@@ -107,11 +116,16 @@ def sealed(manifest: BundleManifest) -> tuple[BundleManifest, bytes]:
     return done, done.to_json().encode()
 
 
-def reproducible_digest(manifest: BundleManifest) -> str:
-    """The sha256 of the manifest without engines, and without what the same inputs may give other bytes of."""
+def reproducible_digest(manifest: BundleManifest, *, as_read: bool = False) -> str:
+    """The sha256 of the manifest without engines, and without what the same inputs may give other bytes of.
+
+    ``as_read`` leaves out fields that the file of the manifest does not have: those of later versions.
+    """
     same = tuple(file for file in manifest.files if not file.not_reproducible)
     changes = {"seal": UNSEALED, "reproducible_sha256": None, "engines": (), "files": same}
-    return hashlib.sha256(manifest.model_copy(update=changes).to_json().encode()).hexdigest()
+    changed = manifest.model_copy(update=changes)
+    text = changed.model_dump_json(indent=2, by_alias=True, exclude_unset=True) + "\n" if as_read else changed.to_json()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def seal_of(content: bytes, seal: bytes) -> str:

@@ -19,7 +19,7 @@ from gatenorm_export.small_files import inside, present_inside
 
 @dataclasses.dataclass(frozen=True)
 class SideFiles:
-    """Files by name, each from the first folder that has it, and what the configs tell."""
+    """Files by name, each from the first folder that has it, and what the configs tell that go into the bundle."""
 
     tokenizer: Mapping[str, Path]
     configs: Mapping[str, Path]
@@ -27,11 +27,12 @@ class SideFiles:
     told: ModelConfigs
 
 
-def find_side_files(folders: Sequence[Path]) -> SideFiles:
+def find_side_files(folders: Sequence[Path], graph: str) -> SideFiles:
     """Look through ``folders`` in order; genai's description is the graph's own, so only the first one's counts.
 
     Raises:
-        InputError: a config is no JSON object, or a file is a link that leads out of its folder.
+        InputError: a config is no JSON object, a file is a link that leads out of its folder, or the description that
+            is there would load a library into whoever loads the folder.
     """
     # A tokenizer's files belong together: those of two folders are never mixed.
     tokenizer = next((found for folder in folders if (found := present_inside(folder, TOKENIZER_FILES))), {})
@@ -40,7 +41,8 @@ def find_side_files(folders: Sequence[Path]) -> SideFiles:
         configs = present_inside(folder, CONFIG_FILES) | configs
     genai = inside(folders[0], GENAI_CONFIG)
     own = genai if genai.is_file() else None
-    told = read_configs(configs | ({GENAI_CONFIG: own} if own is not None else {}))
+    read = {GENAI_CONFIG: own} if own is not None and _copied(own, graph).files else {}
+    told = read_configs(configs | read)
     return SideFiles(tokenizer, configs, own, told)
 
 
@@ -59,7 +61,7 @@ def genai_files(side: SideFiles, graph: str, decoding: Decoding | None, n_layers
         InputError: the description that is there would load a library into whoever loads the folder.
     """
     if side.genai is not None:
-        return _copied(side, side.genai, graph)
+        return _copied(side.genai, graph)
     if decoding is None:
         return GenaiFiles({}, "it is no decoder that can be stepped token by token")
     written = genai_config(graph, decoding, side.told, n_layers)
@@ -86,8 +88,8 @@ def _check_library(path: Path, config: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: names a custom_ops_library, whose code would run in whoever loads it; take it out")
 
 
-def _copied(side: SideFiles, path: Path, graph: str) -> GenaiFiles:
-    config = dict(side.told.genai)
+def _copied(path: Path, graph: str) -> GenaiFiles:
+    config = dict(read_configs({GENAI_CONFIG: path}).genai)
     _check_library(path, config)
     decoder = config.get("model", {}).get("decoder", {})
     if decoder.get("filename") != graph:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gatenorm_export.errors import InputError
 from gatenorm_export.small_files import read_object
 
 TOKENIZER = "tokenizer.json"
@@ -48,6 +49,29 @@ def genai_note(path: Path) -> str:
         if kind in _READ_BY_GENAI
         else f"it has no tokenizer of the kind {kind or 'that this is'}; feed it token numbers"
     )
+
+
+def check_tokenizer(path: Path) -> None:
+    """Make sure that it is a tokenizer, which the package tokenizers reads where that is installed.
+
+    Raises:
+        InputError: it is none.
+    """
+    model = read_object(path).get("model")
+    if not isinstance(model, dict) or not model.get("vocab"):
+        raise InputError(f"{path}: is no tokenizer, for it has no model with a vocabulary")
+    try:
+        from tokenizers import Tokenizer, __version__
+    except ImportError:
+        return
+    try:
+        Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # Its errors have no type of their own, and where its Rust panics that is no Exception.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: tokenizers {__version__} does not read it ({reason})") from error
 
 
 def _kind(value: Any) -> str:

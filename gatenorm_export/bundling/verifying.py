@@ -7,19 +7,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from gatenorm_export.bundling.agreement import disagreement
 from gatenorm_export.bundling.asking import Question, ask
 from gatenorm_export.bundling.contradictions import contradiction
-from gatenorm_export.bundling.decoding import vocabulary_of
 from gatenorm_export.bundling.engines import check_entry, run_engine
 from gatenorm_export.bundling.interface import read_interface
-from gatenorm_export.bundling.opening import Bundle, read_manifest, touched_files
+from gatenorm_export.bundling.opening import Bundle, read_manifest, reproducible_digest, touched_files
 from gatenorm_export.bundling.side import check_genai_names
 from gatenorm_export.bundling.stepping import check_session, open_graph
+from gatenorm_export.bundling.tokenizer import TOKENIZER, check_tokenizer
 from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.errors import GateNormError, InputError, MissingPartError, RefusedError, UsageError
 from gatenorm_export.genai_config import GENAI_CONFIG
 from gatenorm_export.graphs import graph_manifest
-from gatenorm_export.model_configs import ModelConfigs, read_configs
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     BundleCheck,
@@ -69,6 +69,10 @@ def verify_bundle(request: VerifyRequest, *, progress: Progress | None = None) -
 
 
 def _manifest(manifest: BundleManifest, expected: str | None) -> BundleCheck:
+    told = manifest.reproducible_sha256
+    if told is not None and told != reproducible_digest(manifest, as_read=True):
+        finding = "its reproducible_sha256 is not that of what it tells"
+        return BundleCheck(check="manifest", passed=False, finding=finding)
     if expected is None:
         finding = "as it was sealed; --seal holds it against the seal that gatenorm bundle printed"
         return BundleCheck(check="manifest", passed=True, finding=finding)
@@ -95,9 +99,12 @@ def _graph(bundle: Bundle, progress: Progress) -> Iterator[BundleCheck]:
         yield BundleCheck(check="load", passed=None, finding="the bundle holds engines alone")
         return
     with progress.task("read the graph"):
-        finding = contradiction(manifest, read_interface(path, manifest.graph.file))
-        configs = read_configs({file.name: bundle.path(file.name) for file in manifest.files if file.role == "config"})
-        finding = finding or _decoding_contradiction(manifest, configs)
+        found = read_interface(path, manifest.graph.file)
+        companions = [read_interface(bundle.path(told.file), told.file).graph for told in manifest.companions]
+        configs = bundle.configs()
+        finding = contradiction(manifest, found) or disagreement(bundle, found, configs)
+        if companions != list(manifest.companions):
+            finding = finding or "what the manifest tells of the other graphs is not theirs"
     if finding is not None:
         yield BundleCheck(check="signature", passed=False, finding=finding)
         return
@@ -105,6 +112,8 @@ def _graph(bundle: Bundle, progress: Progress) -> Iterator[BundleCheck]:
     try:
         if any(file.name == GENAI_CONFIG for file in manifest.files):
             check_genai_names(bundle.path(GENAI_CONFIG), {file.name for file in manifest.files})
+        if any(file.name == TOKENIZER for file in manifest.files):
+            check_tokenizer(bundle.path(TOKENIZER))
         with progress.task("load the graph"):
             session = open_graph(path)
             check_session(session, manifest.graph)
@@ -117,20 +126,6 @@ def _graph(bundle: Bundle, progress: Progress) -> Iterator[BundleCheck]:
     question = Question(manifest.task, path, session, manifest.graph, manifest.decoding, configs, manifest.probe)
     with progress.task("probe the graph"):
         yield _probed(question)
-
-
-def _decoding_contradiction(manifest: BundleManifest, configs: ModelConfigs) -> str | None:
-    """Where the manifest says something else of lengths and tokens than graph and configs, which it was made from."""
-    decoding, graph = manifest.decoding, manifest.graph
-    if decoding is None or graph is None:
-        return None
-    logits = next(spec for spec in graph.outputs if spec.name == decoding.logits_output)
-    vocabulary = vocabulary_of(logits, configs)
-    if vocabulary is not None and vocabulary != decoding.vocab_size:
-        return f"the manifest's vocabulary of {decoding.vocab_size:,} is not the graph's, {vocabulary:,}"
-    if configs.max_positions != decoding.max_positions:
-        return "the manifest's longest context is not that of the configs"
-    return None
 
 
 def _signature_words(manifest: BundleManifest) -> str:
