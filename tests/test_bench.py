@@ -100,10 +100,15 @@ def test_a_graph_without_cache_has_no_decode(exported, tmp_path) -> None:
 
 
 def test_a_control_that_is_not_decided_has_an_exit_code_and_advice(
-    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import onnx
+
+    native = onnx.load(pair[1])
+    native.producer_name = "another exporter"
+    onnx.save(native, tmp_path / "native.onnx")
     monkeypatch.setattr("gatenorm_export.benching.control.speedup_of", lambda *_, order: (1.0, 0.9, 1.1))
-    assert bench(*pair, *QUICK, "--control", pair[1]) == ExitCode.UNDECIDED == 15
+    assert bench(*pair, *QUICK, "--control", tmp_path / "native.onnx") == ExitCode.UNDECIDED == 15
     said = " ".join(capsys.readouterr().out.split())
     assert "is not decided: native over pruned time 1.000 (0.900 to 1.100); measure more, with --repeats" in said
 
@@ -121,6 +126,7 @@ def test_pairs_that_are_none(pair, exported, tmp_path, capsys) -> None:
         ((base, pruned, "--max-regression", "3%"), ExitCode.USAGE, "--baseline"),
         ((base, pruned, "--device", "cpu"), ExitCode.USAGE, "--backend torch"),
         ((base, pruned, "--graphs", base, pruned), ExitCode.USAGE, "engines"),
+        ((base, pruned, "--control", pruned), ExitCode.REFUSED, "is the pruned model itself"),
     ):
         assert bench(*arguments, "--quiet", "-o", tmp_path / "r.json") == code, arguments
         error = capsys.readouterr().err

@@ -80,8 +80,8 @@ def run_bench(
     report removes it.
 
     Raises:
-        RefusedError: a length passes the model's table of positions, memory holds none
-            of the points, or the runtime failed in the middle.
+        RefusedError: a length passes the model's table of positions, the control is the pruned model itself, memory
+            holds none of the points, or the runtime failed in the middle.
         OutputError: ``kept_at`` cannot be written.
     """
     progress = progress or Quiet()
@@ -91,7 +91,7 @@ def run_bench(
     effort = Effort(request.repeats, 60 * request.max_minutes / (2 if request.control is not None else 1))
     sides = (pair.base, pair.pruned)
     order, reason = decide_order(backend, sides, points, request.order)
-    native = backend.control(request.control, pair) if request.control is not None else None
+    native = _native(backend, request.control, pair) if request.control is not None else None
     kept = KeptTimings(kept_at, *_decides(backend, pair, native, points, request, order))
     if kept.n_points:
         of_each = len(loading_groups(backend, order)) * (1 if native is None else 2)
@@ -212,6 +212,16 @@ def _speedups(measured: Measured) -> tuple[Speedup, ...]:
             middle, low, high = speedup_of(*parts, order=measured.order)
             found.append(Speedup(phase=phase, speedup=middle, low=low, high=high))
     return tuple(found)
+
+
+def _native(backend: Backend, path: Path, pair: Pair) -> Side:
+    """The control, which has to be another model: held against itself any pruned model passes."""
+    native = backend.control(path, pair)
+    if native.sha256 is not None and native.sha256 == pair.pruned.sha256:
+        raise RefusedError(
+            f"--control {path}: is the pruned model itself; name one that was made without those layers from the start"
+        )
+    return native
 
 
 def _decides(
