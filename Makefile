@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 # Two processes of one thread each: on busy cores, two threads wait for each other most of the time.
 test:
 	$(MAKE) -j2 triton lint
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not wide" -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not wide" -n 2 --dist loadfile --no-loadscope-reorder
 
 # What `make test` leaves out, for minutes saved: graphs of the second environment, and the slowest families.
 wide: $(VENV)/.dev $(VENV5)/.graphs5

@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from documented import commands, run
@@ -15,14 +16,26 @@ from gatenorm_export.exporting import export_model
 from gatenorm_export.records import ExportedGraph, ModelSpec
 from gatenorm_export.sources import resolve_model
 
+_LONGEST = frozenset({"test_documented_commands.py", "test_cpp_smollm2.py"})
+"""The files whose tests look at ``documented_folder``."""
 
-@pytest.hookimpl(tryfirst=True)
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes: tests that share fixtures stay in one, and what takes longest does not come last."""
-    longest = {item for item in items if "documented_folder" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item not in longest)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("documented" if item in longest else item.path.name))
+    """What takes longest comes first, so that no process is left alone with it in the end."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes each takes whole files, and one all those that share the folder which takes minutes."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "documented" if Path(file).name in _LONGEST else file
+
+    return Files(config, log) if config.option.dist == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
