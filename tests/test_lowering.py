@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -12,8 +15,8 @@ from network_tape import Layer, Network, flags
 from random_networks import build, feed
 
 from gatenorm_export.building import find_flavour
-from gatenorm_export.errors import MissingPartError
-from gatenorm_export.precision import OPERATORS, takes
+from gatenorm_export.errors import MissingPartError, RefusedError
+from gatenorm_export.precision import OPERATORS, prepare_graph, takes
 from graph_passes import LOWERINGS, LoweringRefused, find_attention, lower_operators, remove_attention
 from graph_passes.operators import operator_of
 
@@ -179,12 +182,57 @@ def test_symmetric_4_bit_weights_stay_4_bits_where_asked() -> None:
             close(found[result], array, name)
 
 
-def test_the_table_is_what_the_parser_says() -> None:
+@pytest.fixture(scope="module")
+def rtx() -> Any:
     try:
-        trt = find_flavour("tensorrt-rtx").module()
+        return find_flavour("tensorrt-rtx").module()
     except MissingPartError as error:
         pytest.skip(str(error))
-    logger = trt.Logger(trt.Logger.ERROR)
-    network = trt.Builder(logger).create_network(0)
-    parser = trt.OnnxParser(network, logger)
+
+
+def test_the_table_is_what_the_parser_says(rtx: Any) -> None:
+    logger = rtx.Logger(rtx.Logger.ERROR)
+    network = rtx.Builder(logger).create_network(0)
+    parser = rtx.OnnxParser(network, logger)
     assert [name for name in sorted(OPERATORS["tensorrt-rtx"]) if not parser.supports_operator(name)] == []
+
+
+ONE_NODE = {
+    "NonZero": "g (float[2,3] x) => (int64[2,n] y) { y = NonZero (x) }",
+    "RoiAlign": "g (float[1,1,8,8] x, float[2,4] r, int64[2] i) => (float[2,1,1,1] y) { y = RoiAlign (x, r, i) }",
+    "NonMaxSuppression": "g (float[1,6,4] x, float[1,1,6] s) => (int64[n,3] y) { y = NonMaxSuppression (x, s) }",
+    "ScatterND add": "g (float[4,4] x, int64[2,1] i, float[2,4] u) => (float[4,4] y) "
+    '{ y = ScatterND <reduction = "add"> (x, i, u) }',
+    "ScatterElements max": "g (float[4,4] x, int64[2,4] i, float[2,4] u) => (float[4,4] y) "
+    '{ y = ScatterElements <reduction = "max"> (x, i, u) }',
+    "ScatterND": "g (float[4,4] x, int64[2,1] i, float[2,4] u) => (float[4,4] y) { y = ScatterND (x, i, u) }",
+    "CumSum": "g (float[2,3] x) => (float[2,3] y) <int64 axis = {1}> { y = CumSum (x, axis) }",
+    "OneHot": "g (int64[2,3] x) => (float[2,3,5] y) <int64 d = {5}, float[2] v = {0, 1}> { y = OneHot (x, d, v) }",
+    "TopK": "g (float[2,8] x) => (float[2,2] y, int64[2,2] i) <int64[1] k = {2}> { y, i = TopK (x, k) }",
+}
+
+
+@pytest.mark.parametrize("name", ONE_NODE)
+def test_what_the_table_says_of_a_node_is_what_the_builder_does(rtx: Any, name: str) -> None:
+    """The parser's own word is not enough: it offers operators whose plugin or kernel is missing."""
+    model = graph(f'<ir_version: 9, opset_import: ["" : 18]> {ONE_NODE[name]}')
+    (node,) = model.graph
+    logger = rtx.Logger(rtx.Logger.INTERNAL_ERROR)
+    builder = rtx.Builder(logger)
+    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    built = rtx.OnnxParser(network, logger).parse(as_bytes(model))
+    built = built and builder.build_serialized_network(network, builder.create_builder_config()) is not None
+    assert (takes("tensorrt-rtx", node) is None) == built
+
+
+def test_experts_are_refused_before_the_build_with_node_operator_and_advice(tmp_path: Path) -> None:
+    model = graph(f'<ir_version: 9, opset_import: ["" : 18]> {ONE_NODE["NonZero"]}')
+    next(iter(model.graph)).name = "expert_0"
+    ir.save(model, tmp_path / "model.onnx")
+    with pytest.raises(
+        RefusedError,
+        match=r"node expert_0 \(NonZero\): tensorrt-rtx .*mixtures of experts.*another flavour.*ONNX Runtime",
+    ):
+        prepare_graph(tmp_path / "model.onnx", tmp_path / "out", flavour="tensorrt-rtx", precision="fp16")
+    record = prepare_graph(tmp_path / "model.onnx", tmp_path / "out", flavour="tensorrt", precision="fp32")
+    assert not record.changed

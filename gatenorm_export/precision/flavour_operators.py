@@ -26,10 +26,10 @@ _BOTH = frozenset(
         *("Identity", "If", "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LSTM", "LayerNormalization"),
         *("LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "Loop", "LpNormalization", "LpPool", "MatMul"),
         *("Max", "MaxPool", "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg"),
-        *("NonMaxSuppression", "NonZero", "Not", "OneHot", "Or", "PRelu", "Pad", "Pow", "QuantizeLinear", "RNN"),
+        *("Not", "OneHot", "Or", "PRelu", "Pad", "Pow", "QuantizeLinear", "RNN"),
         *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range", "Reciprocal"),
         *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
-        *("ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "ReverseSequence", "RoiAlign"),
+        *("ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "ReverseSequence"),
         *("Round", "Scan", "Scatter", "ScatterElements", "ScatterND", "Selu", "Shape", "Shrink", "Sigmoid", "Sign"),
         *("Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt"),
         *("Squeeze", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Tile", "TopK", "Transpose", "Trilu"),
@@ -38,7 +38,7 @@ _BOTH = frozenset(
 )
 
 OPERATORS: dict[str, frozenset[str]] = {
-    "tensorrt": _BOTH | {"DeformConv"},
+    "tensorrt": _BOTH | {"DeformConv", "NonMaxSuppression", "NonZero", "RoiAlign"},
     "tensorrt-rtx": _BOTH
     | {"BlackmanWindow", "HammingWindow", "HannWindow", "RMSNormalization", "RotaryEmbedding", "STFT", "Swish"},
 }
@@ -57,7 +57,12 @@ def takes(flavour: str, node: ir.Node) -> str | None:
     if node.domain not in ("", "ai.onnx"):
         return f"{flavour} takes no operator of {node.domain}"
     if node.op_type not in OPERATORS[flavour]:
-        return f"{flavour} does not take {node.op_type}"
+        purpose = " (mixtures of experts find each expert's tokens by it)" if node.op_type == "NonZero" else ""
+        return f"{flavour} does not take {node.op_type}{purpose}"
+    if flavour == "tensorrt-rtx" and node.op_type in ("ScatterElements", "ScatterND"):
+        reduction = node.attributes.get("reduction")
+        if reduction is not None and reduction.as_string() != "none":
+            return f"{flavour} takes {node.op_type} without reduction only, not with {reduction.as_string()}"
     if node.op_type == "LayerNormalization" and any(
         value.uses() or value.is_graph_output() for value in node.outputs[1:]
     ):

@@ -52,7 +52,9 @@ def change_graph(model: ir.Model, graph: Path, *, flavour: str, precision: Preci
     try:
         lowered = lower_operators(model, lambda node: takes(flavour, node), int4=flavour in INT4_WEIGHTS)
     except LoweringRefused as error:
-        raise RefusedError(f"{graph}: {error}; export the graph without it, or build another flavour") from error
+        raise RefusedError(
+            f"{graph}: {error}; export the graph without it, build another flavour, or run the graph in ONNX Runtime"
+        ) from error
     counts = tuple(
         LoweredOperator(operator=operator, into=into, count=count)
         for (operator, into), count in sorted(lowered.counts.items())
