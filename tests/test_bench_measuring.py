@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from bench_cases import FakeBackend
 
 from gatenorm_export.benching import BenchRequest, bench_markdown, run_bench
-from gatenorm_export.benching.clocks import busy, read_clocks
+from gatenorm_export.benching.clocks import OtherWork, _others_seconds, busy, read_clocks
 from gatenorm_export.benching.control import within
 from gatenorm_export.benching.memory import ProcessMemory
 from gatenorm_export.benching.protocol import STEPS, Footprint, Point
@@ -250,3 +251,32 @@ def test_the_kernel_tells_the_load_and_the_peak() -> None:
     assert 30e6 < peak < 200e6
     assert held[0] == 1
     assert (memory.available() or 0) > 0
+
+
+def test_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _others_seconds()
+    assert found is not None
+    assert found > 0
+    seconds = iter([100.0, 100.4, 100.0, 101.5])
+    clock = iter([0.0, 1.0, 0.0, 1.0])
+    monkeypatch.setattr("gatenorm_export.benching.clocks._others_seconds", lambda: next(seconds))
+    monkeypatch.setattr("gatenorm_export.benching.clocks.time.monotonic", lambda: next(clock))
+    assert OtherWork().busy(2) is None
+    said = OtherWork().busy(2)
+    assert said is not None
+    assert said.startswith(
+        "the machine was not idle: other work took 1.5 threads while this one computed with 2 threads;"
+    )
+
+
+def test_the_kernels_count_holds_own_work_too() -> None:
+    """A quarter of a second of work moves the count of all processes, from which it is taken to leave the others'."""
+
+    def total() -> float:
+        own = os.times()
+        return (_others_seconds() or 0) + own.user + own.system
+
+    before, began = total(), os.times()
+    while os.times().user - began.user < 0.25:
+        sum(range(10_000))
+    assert total() - before > 0.2

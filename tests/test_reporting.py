@@ -23,6 +23,7 @@ from report_factory import (
     with_predictions,
 )
 
+from gatenorm_export.cli.tables import comparison_tables
 from gatenorm_export.records import ComparisonReport, WorstElement
 from gatenorm_export.reporting import (
     ReportMaterial,
@@ -234,6 +235,18 @@ def test_the_roofline_stands_beside_the_latency() -> None:
     without = render_html(dataclasses.replace(material, comparison=a_comparison(latency=reason)))
     assert "There is no roofline: its experts are chosen as it runs." in without
     assert 'class="goal"' not in without
+
+
+def test_a_machine_that_was_not_idle_is_told_beside_the_latency(tmp_path: Path) -> None:
+    note = "the machine was not idle: other work took 1.5 threads while this one computed with 2 threads"
+    comparison = a_comparison(latency=a_latency().model_copy(update={"notes": (note,)}))
+    material = dataclasses.replace(a_material(), comparison=comparison)
+    page = render_html(material)
+    check_page(page)
+    assert f'<p class="note">{note.capitalize()}.</p>' in page
+    assert f"\n{note.capitalize()}.\n" in render_markdown(material)
+    assert f"note: {note}" in comparison_tables(comparison)
+    assert "not idle" not in render_html(a_material())
 
 
 def test_engines_are_shown_output_by_output_and_conversion_apart() -> None:

@@ -6,9 +6,13 @@ import os
 import shutil
 import statistics
 import subprocess
+import time
 from pathlib import Path
 
 from gatenorm_export.records.bench import BenchDevice, Clocks
+
+_IDLE = 1 / 4
+"""A share of the threads that other work may take on a machine that counts as idle."""
 
 _GPU_FIELDS = (
     "clocks.sm",
@@ -47,13 +51,51 @@ def gpu_driver(gpu: int = 0) -> str | None:
 def busy(clocks: Clocks, threads: int) -> str | None:
     """A sentence where other work took more than a quarter of the machine as measuring began."""
     load = clocks.load_1min
-    if load is None or load <= threads / 4:
+    if load is None or load <= _IDLE * threads:
         return None
-    noun = "thread" if threads == 1 else "threads"
     return (
-        f"the machine was not idle: a load of {load:.1f} on {threads} {noun} as measuring began; ratios hold, "
+        f"the machine was not idle: a load of {load:.1f} on {_threads(threads)} as measuring began; ratios hold, "
         "milliseconds do not"
     )
+
+
+class OtherWork:
+    """What other processes take of the processor from now on, by the kernel's count of its time and of this process's.
+
+    The load of a minute does not tell it where this process itself was at work before.
+    """
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic(), _others_seconds()
+
+    def busy(self, threads: int) -> str | None:
+        """A sentence where that was more than a quarter of ``threads`` until now; None where nothing tells."""
+        began, before = self._begin
+        now, after = time.monotonic(), _others_seconds()
+        if before is None or after is None or now <= began:
+            return None
+        load = (after - before) / (now - began)
+        if load <= _IDLE * threads:
+            return None
+        return (
+            f"the machine was not idle: other work took {load:.1f} threads while this one computed with "
+            f"{_threads(threads)}; ratios hold within their intervals, milliseconds and rates do not"
+        )
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _others_seconds() -> float | None:
+    """Processor seconds of all processes but this one since the machine was started."""
+    try:
+        # user, nice, system, idle, iowait, irq, softirq, steal
+        ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    own = os.times()
+    return (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
 def _query(fields: tuple[str, ...], gpu: int) -> list[str | None]:

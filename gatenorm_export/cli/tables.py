@@ -46,9 +46,9 @@ def comparison_tables(report: ComparisonReport) -> list[RenderableType]:
     """Quality, latency and sizes as tables, then thresholds and the verdict."""
     shown: list[RenderableType] = [_quality(report.quality)]
     if report.latency is not None:
-        shown.append(_latency(report.latency))
+        shown += [_latency(report.latency), *_notes(report.latency)]
     if report.engine_latency is not None:
-        shown.append(_latency(report.engine_latency))
+        shown += [_latency(report.engine_latency), *_notes(report.engine_latency)]
     elif report.engine_latency_reason:
         shown.append(f"latency of the engines: {report.engine_latency_reason}")
     shown.append(_sizes(report.base_sizes, report.pruned_sizes))
@@ -109,6 +109,10 @@ def _latency(latency: Latency) -> Table:
             f"{row.speedup:.3f} ({row.speedup_low:.3f} to {row.speedup_high:.3f})",
         )
     return table
+
+
+def _notes(latency: Latency) -> list[str]:
+    return [f"note: {note}" for note in latency.notes]
 
 
 def _sizes(base: Sizes, pruned: Sizes) -> Table:

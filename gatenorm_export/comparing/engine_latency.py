@@ -68,6 +68,7 @@ def latency_of_bench(report: BenchReport) -> tuple[Latency | None, str]:
             decode_speedup_high=decode.high,
             probe=report.probe,
             roofline_reason=report.roofline_reason,
+            notes=report.notes,
         ),
         "",
     )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gatenorm_export.benching.clocks import OtherWork
 from gatenorm_export.benching.statistics import order_free_ratios
 from gatenorm_export.decode_signature import MASK, POSITIONS, TOKENS, DecodeSignature, signature_of
 from gatenorm_export.errors import needs
@@ -85,12 +86,13 @@ class Point:
 def measure_points(
     graphs: tuple[Path, Path], points: Sequence[Point], open_side: OpenSide, *, unit: str, progress: Progress
 ) -> Latency:
-    """Time base and pruned in turns, at two loadings; decode may be absent."""
+    """Time base and pruned in turns, at two loadings; decode may be absent. A machine that was not idle is noted."""
     with needs("ort", "latency"):
         import onnxruntime
     batches = {point.batch for point in points}
     decodes = any(point.phase == "decode" for point in points)
     seconds: dict[Point, list[np.ndarray]] = {point: [] for point in points}
+    others = OtherWork()
     with progress.task("measure latency", total=2 * len(points)) as bar:
         for loading in ((0, 1), (1, 0)):
             opened = {which: open_side(graphs[which]) for which in loading}
@@ -101,6 +103,7 @@ def measure_points(
             # The next loading is to find all memory free.
             del opened, calls
             gc.collect()
+    loaded = others.busy(usable_threads())
     rows = [_row(point, seconds[point], with_batch=batches != {BATCH}) for point in points]
     found = {
         phase: _speedup(*(part for point in points if point.phase == phase for part in seconds[point]))
@@ -121,6 +124,7 @@ def measure_points(
         decode_speedup=decode,
         decode_speedup_low=decode_low,
         decode_speedup_high=decode_high,
+        notes=() if loaded is None else (loaded,),
     )
 
 

@@ -192,6 +192,7 @@ class Latency(Part):
 
     A model that is no decoder has no decode: ``prefill`` is then its forward pass, and its rates are of ``unit``.
     ``probe`` is what the device was measured to do, for the roofline; ``roofline_reason`` says why there is none.
+    ``notes`` are what a reader of the figures should know, such as that the machine was not idle.
     """
 
     backend: str
@@ -208,6 +209,7 @@ class Latency(Part):
     decode_speedup_high: float | None
     probe: Probe | None = None
     roofline_reason: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def main(self) -> tuple[str, float, float, float]:

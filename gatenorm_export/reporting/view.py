@@ -66,6 +66,7 @@ class LatencyView:
     charts: tuple[SpeedChart, ...]
     table: Table | None
     roofline: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,8 @@ def _latency(latency: Latency | None, reason: str, *, on_cpu: bool = True) -> La
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
     place = f"{latency.device}, {threads}" if on_cpu else latency.device
     source = f"Measured with {latency.backend} on {place}, batch {latency.batch}."
-    return LatencyView(source, speed_charts(latency), latency_table(latency), roofline_words(latency))
+    notes = tuple(f"{note[:1].upper()}{note[1:]}." for note in latency.notes)
+    return LatencyView(source, speed_charts(latency), latency_table(latency), roofline_words(latency), notes)
 
 
 def _engine_latency(comparison: ComparisonReport) -> LatencyView | None:
