@@ -202,3 +202,5 @@ def test_what_is_no_decoder_is_bundled_and_probed_too(family: str, graph: str, t
     assert {check.check: check.passed for check in found.checks} == dict.fromkeys(
         ("manifest", "files", "signature", "load", "probe"), True
     )
+    make_bundle(BundleRequest(tmp_path / "bundle", tmp_path / "again"))
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "bundle")

@@ -102,7 +102,8 @@ def real(exported: Path, tmp_path: Path) -> Path:
             lambda content: content.update(decoding=None, no_decoding="it is odd"),
             "does not tell how the graph is stepped",
         ),
-        (lambda content: content.update(task="encoder"), "how to step what is no decoder"),
+        (lambda content: content.update(task="encoder"), "task is encoder, and the graph is of another"),
+        (lambda content: content.update(task="vision", decoding=None), "task is vision, and the graph is of another"),
     ],
 )
 def test_a_manifest_that_is_not_true_of_graph_configs_and_record_is_found(

@@ -156,6 +156,8 @@ def test_a_forged_description_for_genai_is_found(bundle: Path) -> None:
         lambda content: content["graph"].update(sha256="0" * 64),
         lambda content: content["decoding"]["caches"][0].update(length_axis=9),
         lambda content: content["probe"].update(prompt=[0] * 100_000),
+        lambda content: content["probe"].update(prompt=[2**70]),
+        lambda content: content["probe"].update(answer=[]),
         lambda content: content.update(schema=0),
         lambda content: content.update(name="../../etc"),
         lambda content: content.update(n_layers=10**12),

@@ -12,7 +12,6 @@ from gatenorm_export.bundling.interface import GraphInterface
 from gatenorm_export.bundling.opening import Bundle
 from gatenorm_export.errors import InputError
 from gatenorm_export.genai_config import GENAI_CONFIG
-from gatenorm_export.graphs import BUNDLED_RECORDS
 from gatenorm_export.model_configs import CONFIG, ModelConfigs
 from gatenorm_export.records import BundleManifest, Convention, Decoding, ExportedGraph, PrunedGraph
 
@@ -23,6 +22,7 @@ _DECODING = {
     "eos_token_ids": "tokens that end a sequence",
     "pad_token_id": "token for padding",
 }
+_SPEECH = {"input_features", "encoder_hidden_states"}
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -34,11 +34,12 @@ def disagreement(bundle: Bundle, found: GraphInterface, configs: ModelConfigs) -
     """
     manifest = bundle.manifest
     try:
-        record = _record_in(bundle)
+        record = bundle.record()
     except InputError as error:
         return str(error)
     return (
         _of_record(manifest, record)
+        or _of_task(manifest, found)
         or _of_decoding(manifest, found, configs)
         or (_of_layers(manifest, configs.config) if record is not None and record.model is not None else None)
         or _of_genai(manifest, configs.genai)
@@ -58,15 +59,6 @@ def check_agreement(source: Path, bundle: Bundle, found: GraphInterface) -> None
         raise InputError(f"{source}: what lies with the graph is not all of one model: {finding}")
 
 
-def _record_in(bundle: Bundle) -> ExportedGraph | PrunedGraph | None:
-    names = {file.name for file in bundle.manifest.files}
-    for kind in (PrunedGraph, ExportedGraph):
-        name = f"{BUNDLED_RECORDS}/{kind.model_fields['kind'].default}.json"
-        if name in names:
-            return kind.load(bundle.path(name))
-    return None
-
-
 def _of_record(manifest: BundleManifest, record: ExportedGraph | PrunedGraph | None) -> str | None:
     pruned = record if isinstance(record, PrunedGraph) else None
     spec = record.model if record is not None else None
@@ -84,6 +76,15 @@ def _of_record(manifest: BundleManifest, record: ExportedGraph | PrunedGraph | N
     ):
         if told != recorded:
             return f"the manifest's {what} is not that of the graph's record"
+    return None
+
+
+def _of_task(manifest: BundleManifest, found: GraphInterface) -> str | None:
+    """What the graph takes tells speech and images from tokens; a cache of its own is a decoder's."""
+    inputs = {spec.name for spec in found.graph.inputs}
+    seen = "speech" if inputs & _SPEECH else "vision" if "pixel_values" in inputs else "decoder" if found.caches else ""
+    if manifest.task != seen and (seen or manifest.task in {"speech", "vision"}):
+        return f"the manifest's task is {manifest.task}, and the graph is of another"
     return None
 
 

@@ -13,7 +13,7 @@ from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.errors import InputError, TamperedError
 from gatenorm_export.graphs import BUNDLED_RECORDS, MANIFEST_NAME
 from gatenorm_export.model_configs import ModelConfigs, read_configs
-from gatenorm_export.records import BundleEngine, BundleManifest
+from gatenorm_export.records import BundleEngine, BundleManifest, ExportedGraph, PrunedGraph
 from gatenorm_export.records.bundle import UNSEALED
 from gatenorm_export.small_files import read_small
 
@@ -49,6 +49,19 @@ class Bundle:
             InputError: one is no JSON object.
         """
         return read_configs({file.name: self.path(file.name) for file in self.manifest.files if file.role == "config"})
+
+    def record(self) -> ExportedGraph | PrunedGraph | None:
+        """The record of its graph, where export or prune wrote one.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        names = {file.name for file in self.manifest.files}
+        for kind in (PrunedGraph, ExportedGraph):
+            name = f"{BUNDLED_RECORDS}/{kind.model_fields['kind'].default}.json"
+            if name in names:
+                return kind.load(self.path(name))
+        return None
 
     @property
     def graph_path(self) -> Path | None:

@@ -115,7 +115,10 @@ def _of_bundle(folder: Path) -> BundleSource:
     graph = bundle.graph_path
     if graph is None:
         raise InputError(f"{folder}: holds engines alone; bundle the run that it was made from")
-    source = _of_graph(graph)
+    source, record = _of_graph(graph), bundle.record()
+    if source.record is None and record is not None:
+        # Beside a graph of several, a record has the graph's name; in a bundle it has not.
+        source = dataclasses.replace(source, record=record, public=public_graph(record))
     own = f"{RECORDS}/{source.record.kind}.json" if source.record is not None else ""
     return dataclasses.replace(
         source,

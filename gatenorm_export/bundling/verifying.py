@@ -19,7 +19,6 @@ from gatenorm_export.bundling.tokenizer import TOKENIZER, check_tokenizer
 from gatenorm_export.comparing.failures import runtime_failures
 from gatenorm_export.errors import GateNormError, InputError, MissingPartError, RefusedError, UsageError
 from gatenorm_export.genai_config import GENAI_CONFIG
-from gatenorm_export.graphs import graph_manifest
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import (
     BundleCheck,
@@ -177,7 +176,7 @@ def _proved(bundle: Bundle, spec: ModelSpec, progress: Progress) -> tuple[bool |
     graph = bundle.graph_path
     if graph is None:
         return None, "the bundle holds engines alone"
-    record = graph_manifest(graph, digest_data=False)
+    record = bundle.record()
     pruned = record if isinstance(record, PrunedGraph) else None
     repair = pruned.repair if pruned is not None else None
     found = check_faithfulness(

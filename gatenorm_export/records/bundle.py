@@ -33,6 +33,8 @@ def _inside(name: str) -> str:
 
 
 FileName = Annotated[str, Field(max_length=1024), AfterValidator(_inside)]
+Place = Annotated[int, Field(ge=0, lt=2**31)]
+"""A token, or the place of an element."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -141,8 +143,8 @@ class BundleProbe(Part):
     outputs, each along the last axis, for an input that gatenorm makes without chance.
     """
 
-    prompt: tuple[int, ...] = Field(max_length=64)
-    answer: tuple[int, ...] = Field(max_length=256)
+    prompt: tuple[Place, ...] = Field(max_length=64)
+    answer: tuple[Place, ...] = Field(min_length=1, max_length=256)
 
 
 class BundleClient(Part):
