@@ -10,8 +10,10 @@ from typing import Literal
 from gatenorm_export.building import check_pair, check_runnable, check_version, find_gpu, read_engine
 from gatenorm_export.building.network import read_network
 from gatenorm_export.comparing.engine_accuracy import Found, accuracy_record, check_engine
+from gatenorm_export.comparing.engine_judging import tolerance_of
 from gatenorm_export.errors import GateNormError, MissingPartError, RefusedError
 from gatenorm_export.graph_pair import GraphPair
+from gatenorm_export.precision import graph_arithmetic
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import EngineAccuracy, EngineArtifact
 
@@ -100,7 +102,8 @@ def engine_accuracies(
     ):
         if reason:
             nothing = Found((), (), None, reason)
-            found.append(accuracy_record(record, role, nothing, device=device, reference="none"))
+            tolerance = tolerance_of(record, graph_arithmetic(graph))
+            found.append(accuracy_record(record, role, nothing, tolerance, device=device, reference="none"))
         else:
             found.append(check_engine(path, record, graph, role, device=device, progress=progress))
     return tuple(found)

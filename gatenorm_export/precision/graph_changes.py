@@ -20,10 +20,21 @@ if TYPE_CHECKING:
 _HALF: dict[str, str] = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
 _ACCURACY_OF_INT8 = 4
 _NAMES: dict[str, Precision] = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
-_QUANTISED: dict[str, frozenset[str]] = {
+_QUANTISED: dict[Precision, frozenset[str]] = {
     "fp8": frozenset({"FLOAT8E4M3FN"}),
     "int4": frozenset({"INT4"}),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """What a graph computes in: the type of its activations, and whether some are rounded to few bits."""
+
+    activations: Precision
+    quantised: bool
+    """Whether a QuantizeLinear rounds activations, in the graph and in its engine."""
+    packed_rounds: bool
+    """Whether ONNX Runtime rounds what MatMulNBits reads to 8 bits (accuracy_level 4), which no engine does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +74,34 @@ def change_graph(model: ir.Model, graph: Path, *, flavour: str, precision: Preci
     caches = caches_of(model, graph)
     vocabulary, weights = _vocabulary(lowered.model), _weight_bytes(lowered.model)
     conversion = _converted(lowered.model, graph, caches, precision)
-    rounds = any(
+    return Changed(lowered.model, counts, conversion, caches, vocabulary, weights, _packed_rounds(model))
+
+
+def arithmetic_in(model: ir.Model, graph: Path) -> Arithmetic:
+    """What a graph computes in, its weights' own bits aside.
+
+    Raises:
+        RefusedError: it is in a type that no engine computes in.
+    """
+    quantised = any(
+        node.op_type == "QuantizeLinear" and node.inputs[0] is not None and node.inputs[0].const_value is None
+        for inner in model.graphs()
+        for node in inner
+    )
+    return Arithmetic(precision_of(model, graph), quantised, _packed_rounds(model))
+
+
+def quantised_to(model: ir.Model) -> Precision | None:
+    """fp8 or int4 where a DequantizeLinear reads numbers of that type."""
+    return next((precision for precision in _QUANTISED if _reads(model, precision)), None)
+
+
+def _packed_rounds(model: ir.Model) -> bool:
+    return any(
         "accuracy_level" in node.attributes and node.attributes["accuracy_level"].as_int() == _ACCURACY_OF_INT8
         for inner in model.graphs()
         for node in inner
     )
-    return Changed(lowered.model, counts, conversion, caches, vocabulary, weights, rounds)
 
 
 def precision_of(model: ir.Model, graph: Path) -> Precision:
@@ -157,16 +190,22 @@ def _converted(model: ir.Model, graph: Path, caches: Caches, precision: Precisio
 
 def _check_quantised(model: ir.Model, graph: Path, precision: Precision) -> None:
     """A graph is fp8 or int4 when a DequantizeLinear in it reads numbers of that type."""
-    for inner in model.graphs():
-        for node in inner:
-            types = {value.dtype.name for value in node.inputs if value is not None and value.dtype is not None}
-            if node.op_type == "DequantizeLinear" and types & _QUANTISED[precision]:
-                return
+    if _reads(model, precision):
+        return
     wanted = "/".join(sorted(_QUANTISED[precision]))
     raise RefusedError(
         f"{graph}: no DequantizeLinear of it reads {wanted}, so it is not quantised to {precision}; quantise it first, "
         "or build it as fp16 or bf16"
     )
+
+
+def _reads(model: ir.Model, precision: Precision) -> bool:
+    for inner in model.graphs():
+        for node in inner:
+            types = {value.dtype.name for value in node.inputs if value is not None and value.dtype is not None}
+            if node.op_type == "DequantizeLinear" and types & _QUANTISED[precision]:
+                return True
+    return False
 
 
 class _Allows:

@@ -11,7 +11,15 @@ from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graph_checks import blames_graph
 from gatenorm_export.graphs import GRAPH_NAME, load_graph
 from gatenorm_export.precision.flavour_operators import OPERATORS
-from gatenorm_export.precision.graph_changes import Changed, change_graph, emulated, precision_of
+from gatenorm_export.precision.graph_changes import (
+    Arithmetic,
+    Changed,
+    arithmetic_in,
+    change_graph,
+    emulated,
+    precision_of,
+    quantised_to,
+)
 from gatenorm_export.precision.measure import CannotMeasure, measure
 from gatenorm_export.precision.store import store_graph
 from gatenorm_export.progress import Progress, Quiet
@@ -30,13 +38,26 @@ _ROUNDED = "the source in float32; the prepared graph with the result of every n
 
 @blames_graph
 def graph_precision(graph: Path) -> Precision:
-    """The floating-point precision that a graph is in: that of most of its weights.
+    """The precision that a graph is in: fp8 or int4 where it is quantised to that, otherwise that of most weights.
 
     Raises:
         InputError: it cannot be read.
         RefusedError: it is in none that engines have.
     """
-    return precision_of(load_graph(graph), graph)
+    model = load_graph(graph)
+    own = precision_of(model, graph)
+    return quantised_to(model) or own
+
+
+@blames_graph
+def graph_arithmetic(graph: Path) -> Arithmetic:
+    """What a graph computes in, which of a quantised one is not the type of its weights.
+
+    Raises:
+        InputError: it cannot be read.
+        RefusedError: it is in a type that no engine computes in.
+    """
+    return arithmetic_in(load_graph(graph), graph)
 
 
 @blames_graph
