@@ -114,6 +114,7 @@ def test_a_manifest_that_is_not_true_of_graph_configs_and_record_is_found(
     assert passed is False
     assert finding in found
     assert main(["verify", str(real), "-q"]) == ExitCode.TAMPERED
+    assert main(["triton", str(real), "-o", str(real.parent / "models"), "-q"]) == ExitCode.TAMPERED
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gatenorm_export.artifacts import replaced_folder
 from gatenorm_export.bundling import Bundle, open_bundle
+from gatenorm_export.bundling.agreement import disagreement
 from gatenorm_export.bundling.contradictions import contradiction
 from gatenorm_export.bundling.interface import read_interface
 from gatenorm_export.deploying.triton.backends import (
@@ -67,11 +68,12 @@ def write_repository(request: TritonRequest, *, progress: Progress | None = None
 
 
 def _check_manifest(bundle: Bundle) -> None:
-    """Hold the manifest against the graph: whoever forged it can have sealed it anew."""
+    """Hold the manifest against graph, record and configs: whoever forged it can have sealed it anew."""
     graph = bundle.manifest.graph
     if graph is None:
         return
-    finding = contradiction(bundle.manifest, read_interface(bundle.path(graph.file), graph.file))
+    found = read_interface(bundle.path(graph.file), graph.file)
+    finding = contradiction(bundle.manifest, found) or disagreement(bundle, found, bundle.configs())
     if finding is not None:
         raise TamperedError(f"{bundle.folder}: {finding}; see `gatenorm verify`")
 
