@@ -74,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
             command=command,
         )
         models = ShapeModels(shape, args.work or Path(temporary), OnStderr())
+        beyond = layers_beyond(models, args.drop or ())
+        if beyond is not None:
+            parser.error(beyond)
         cells = measure(models, args.device, backends, args.drop or shape.drops, request, args.out, OnStderr())
     sys.stdout.write(markdown(cells))
     if all(cell.report is None for cell in cells):
@@ -86,6 +89,20 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"{goal.sentence}\n")
         missed = missed or goal.held is False
     return 1 if missed and shape.name == "llama-13b" else 0
+
+
+def layers_beyond(models: ShapeModels, drops: Sequence[int]) -> str | None:
+    """Which number of removed layers the model does not have, in words."""
+    try:
+        wrong = [drop for drop in drops if not 0 <= drop <= models.n_layers]
+    except GateNormError:
+        # A checkpoint that is not there: measuring names the reason for each backend.
+        return None
+    if not wrong:
+        return None
+    return (
+        f"--drop {wrong[0]}: {models.shape.name} has {models.n_layers} attention sublayers; give 0 to {models.n_layers}"
+    )
 
 
 def measure(

@@ -89,7 +89,7 @@ def test_noise_neither_fails_nor_passes(pruned: float, spread: float, passed: bo
     if passed is None:
         assert gate.rows[0].undecided == ("ratio", "p50")
         assert "not decided by ratio and p50" in shown(gate)
-        assert gate.sentence.startswith("not decided: of 1 of 1 rows the intervals are too wide to see a loss of 3.0%")
+        assert gate.sentence.startswith("not decided: in 1 of 1 rows the interval is too wide to see a loss of 3.0%")
         assert "--repeats" in gate.sentence
     else:
         assert gate.rows[0].undecided == ()
@@ -100,7 +100,7 @@ def test_a_regression_is_one_beside_rows_that_are_not_decided() -> None:
     gate = held(bench_report([bench_row("decode", pruned=9.9), bench_row("prefill", spread=0.3)]), then)
     assert gate.passed is False
     assert gate.sentence.startswith("REGRESSION: 1 of 2 rows are more than 3.0% slower")
-    assert "of 1 of 2 rows the intervals are too wide" in gate.sentence
+    assert "in 1 of 2 rows the interval is too wide" in gate.sentence
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_gate_that_is_not_decided_has_15(place: Path, again, monkeypatch: pyte
         "gatenorm_export.benching.run_bench", lambda *_, **__: report.model_copy(update={"rows": tuple(wide)})
     )
     assert bench(*again, "--baseline", place / "now.json") == ExitCode.UNDECIDED == 15
-    assert "not decided: of 2 of 2 rows" in " ".join(capsys.readouterr().out.split())
+    assert "not decided: in 2 of 2 rows" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("name", ["fast.json", "folder"])

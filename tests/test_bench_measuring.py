@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,14 @@ def test_minutes_that_are_used_up_name_the_rows() -> None:
     backend = FakeBackend()
     report = run_bench(backend, backend.pair(), BenchRequest(sequences=(8,), max_minutes=0.001))
     assert not report.rows
-    assert all("--max-minutes" in row.reason for row in report.missing)
+    # A pair is told to take 3 seconds; a quarter of 8 pairs is due at each loading, and of 32.
+    reasons = [
+        re.fullmatch(
+            r"--max-minutes was used up: (\d) pairs of calls take ([\d.]+) s, and [\d.]+ ms are left", row.reason
+        )
+        for row in report.missing
+    ]
+    assert [found and found.groups() for found in reasons] == [("2", "6.0"), ("8", "24.0")]
     assert "Nothing could be measured" in report.verdict
 
 

@@ -169,7 +169,7 @@ def test_a_task_that_kills_every_worker_is_given_up(cluster: Path, tmp_path: Pat
     outcome = only(executor, task("die", tmp_path))
     assert outcome.lost
     assert len(pids(tmp_path, "die")) == 2
-    with pytest.raises(RefusedError, match=r"^a task: not done in 2 tries, at the last its process died \(.*"):
+    with pytest.raises(RefusedError, match=r"^a task: not done, .* after 2 tries at most: its process died \(.*"):
         outcome.result()
     # What they left half-written goes with the next task, once it is old enough to be nobody's.
     left = set(temporary.glob(".gatenorm-task-*")) - before

@@ -104,6 +104,14 @@ def test_what_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("drop", ["6", "-1"])
+def test_layers_that_the_shape_does_not_have_are_refused(drop: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(["--shape", "tiny", "--device", "cpu", "--drop", "1", drop])
+    assert ended.value.code == 2
+    assert f"--drop {drop}: tiny has 5 attention sublayers; give 0 to 5" in capsys.readouterr().err
+
+
 def test_the_table_has_the_measured_figures(measured: Path) -> None:
     cells, _ = gpu.load_results(measured / "bench-tiny-cpu.json")
     text = markdown(cells)

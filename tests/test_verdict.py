@@ -42,6 +42,14 @@ NOT_RUN = an_accuracy(outputs=(), steps=(), passed=None, reason="not run: no GPU
         ({"quality": a_quality(ppl_ratio=3.0)}, "by 3.00, which damages the model (drop fewer layers, choose them"),
         ({"thresholds": (MISSED,)}, "; limits missed: max-ppl-ratio."),
         ({"repair_latency": a_latency()}, "; with the repair decode is 1.113 (1.020 to 1.150) times as fast as"),
+        (
+            {"latency": a_latency().model_copy(update={"decode_speedup_low": 0.98})},
+            " makes decode 1.11x as fast (perhaps by noise alone: 0.98x to 1.15x), makes the KV cache 13% smaller",
+        ),
+        (
+            {"latency": a_latency().model_copy(update={"decode_speedup_low": 0.8, "decode_speedup_high": 0.9})},
+            " makes decode slower (1.11x as fast), makes the KV cache",
+        ),
         ({"engines": (an_accuracy(), an_accuracy("pruned"))}, "; the engines compute what their graphs do."),
         ({"engine_latency": a_latency()}, "; on the GPU it makes decode 1.11x as fast."),
         ({"engines": (an_accuracy(), an_accuracy("pruned", wrong="logits"))}, "WRONG ENGINE: pruned.engine does not"),

@@ -203,7 +203,7 @@ def _sentence(
     if undecided:
         named = "; ".join(f"{row.name} by {' and '.join(row.undecided)}" for row in undecided)
         parts.append(
-            f"of {len(undecided)} of {n_rows} rows the intervals are too wide to see a loss of {limit:.1%}: {named}; "
+            f"in {len(undecided)} of {n_rows} rows the interval is too wide to see a loss of {limit:.1%}: {named}; "
             "measure more, with --repeats or --max-minutes, or on a quieter machine, the baseline too"
         )
     if not slower and not missing:

@@ -97,7 +97,10 @@ def time_point(backend: str, models: Sequence[BenchModel], point: Point, limits:
             seconds = max(float(warm[-1].sum()), 1e-9)
             # A long prefill may take more than its share, but not what is left for all.
             if limits.repeats is None and fewest * seconds > limits.rest:
-                return f"--max-minutes was used up: {fewest} pairs of calls take {fewest * seconds:.0f} s"
+                return (
+                    f"--max-minutes was used up: {fewest} pairs of calls take {_duration(fewest * seconds)}, and "
+                    f"{_duration(max(limits.rest, 0.0))} are left"
+                )
             fit = 2 * int(min(max(limits.share / seconds, fewest), most) / 2)
             pairs = limits.repeats if limits.repeats is not None else fit
             return np.array([_round(models, point, place) for place in range(pairs)]).T
@@ -109,6 +112,10 @@ def _prepare(model: BenchModel, point: Point) -> None:
     # Any tokens do: the time of a dense decoder does not depend on which they are.
     row = np.arange(point.sequence, dtype=np.int64) % 97 + 3
     model.prepare(np.tile(row, (point.batch, 1)), STEPS if point.phase == "decode" else 0)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds >= 1 else f"{1e3 * seconds:,.1f} ms"
 
 
 def _round(models: Sequence[BenchModel], point: Point, place: int) -> np.ndarray:

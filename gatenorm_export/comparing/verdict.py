@@ -114,11 +114,13 @@ def _damaged(quality: EmbeddingQuality | ClassQuality | ScoreQuality | LabelQual
 
 
 def _speed(latency: Latency) -> str:
-    phase, speedup, low, _ = latency.main
+    phase, speedup, low, high = latency.main
     # An interval that reaches across 1 is no proof of a gain.
     if low > 1.0:
         return f"makes {phase} {speedup:.2f}x as fast"
-    return f"makes {phase} no faster beyond doubt ({speedup:.2f}x)"
+    if high < 1.0:
+        return f"makes {phase} slower ({speedup:.2f}x as fast)"
+    return f"makes {phase} {speedup:.2f}x as fast (perhaps by noise alone: {low:.2f}x to {high:.2f}x)"
 
 
 def _repair_speed(latency: Latency) -> str:

@@ -225,7 +225,8 @@ def _lost(error: Exception, tries: int) -> str:
         why, advice = "its process died", "Ray does not know why: see the logs of Ray and of the system on that machine"
     else:
         return f"Ray could not have it done ({said}); see Ray's logs, and give the same command again"
-    return f"not done in {tries} tries, at the last {why} ({said}); {advice}"
+    # Ray does not tell how often it has begun a task; one whose cluster goes down may never have been begun.
+    return f"not done, and Ray gives it up, which it does after {tries} tries at most: {why} ({said}); {advice}"
 
 
 def _amounts(wanted: Resources) -> dict[str, float]:
