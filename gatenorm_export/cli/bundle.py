@@ -84,7 +84,7 @@ def bundle_lines(folder: Path, manifest: BundleManifest) -> list[str]:
         f"bundled {manifest.name} in {folder}: {len(manifest.files) + 1} files, {total / 1e6:,.1f} MB{engines}; "
         f"{manifest.task}, attention in {left} of {manifest.n_layers} layers",
         f"licence: {licence}",
-        *(f"{client.name} does not load it: {client.reason}" for client in manifest.clients if client.reason),
+        *(f"{client.name} does not run it: {client.reason}" for client in manifest.clients if client.reason),
         *(f"{client.name} loads it, but {client.note}" for client in manifest.clients if client.note),
         *([f"not stepped token by token: {manifest.no_decoding}"] if manifest.no_decoding else []),
         *([f"reproducible: {manifest.reproducible_sha256}"] if manifest.reproducible_sha256 else []),
