@@ -100,6 +100,10 @@ class RefusedError(GateNormError):
     exit_code = ExitCode.REFUSED
 
 
+class NoEngineError(RefusedError):
+    """No engine of a flavour can hold a graph: the text names the operator that it neither takes nor is lowered."""
+
+
 class OutputError(GateNormError):
     """The result cannot be written: no permission, no space, a file in the way."""
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatenorm_export.errors import MissingPartError, RefusedError
+from gatenorm_export.errors import NoEngineError
 from gatenorm_export.graphs import manifest_file
 from gatenorm_export.kept_work import forget, kept_beside
-from gatenorm_export.kinds import ModelKind, graph_tower, kind_of, no_engine_of, refuse_calibration
+from gatenorm_export.kinds import ModelKind, graph_tower, kind_of, refuse_calibration
 from gatenorm_export.ledger import Ledger
 from gatenorm_export.planning import DropRequest, chosen_tower, make_plan
 from gatenorm_export.progress import Progress, Quiet
@@ -85,11 +85,12 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
         GateNormError: a stage failed; stages before it stay recorded and are reused by the next run.
     """
     from gatenorm_export.building import check_shapes
+    from gatenorm_export.building.engine_choice import EngineChoice
     from gatenorm_export.sources import resolve_model
 
     progress = progress or Quiet()
     # Asked for by name, an engine stage that cannot run is an error before minutes are spent on the other stages.
-    flavour, no_engines = _flavour(request.flavour)
+    choice = EngineChoice.of(request.flavour)
     if request.bundle is not None:
         from gatenorm_export.bundling import check_place
 
@@ -103,42 +104,28 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
     # What means nothing for this kind of model is an error before it is exported.
     request.comparison.check(kind)
     refuse_calibration(spec, kind, guard=request.guard is not None, repair=not request.repair.nothing)
-    if no_engine_of(kind):
-        if request.flavour not in {"auto", "none"}:
-            raise RefusedError(f"--flavour {request.flavour}: {no_engine_of(kind)}; leave it out")
-        flavour, no_engines = None, no_engines if request.flavour == "none" else no_engine_of(kind)
-    if flavour is not None:
+    choice = choice.for_kind(kind)
+    if choice.flavour is not None:
         check_shapes(spec, request.shapes)
     run.export(spec)
     plan = run.plan(scores)
     run.prune(plan)
-    engines = run.build(flavour) if flavour is not None else ()
-    if flavour is None:
-        ledger.skip("build", no_engines)
+    try:
+        engines = run.build(choice.flavour) if choice.flavour is not None else ()
+    except NoEngineError as error:
+        choice, engines = choice.without(error), ()
+    if choice.flavour is None:
+        ledger.skip("build", choice.reason)
     run.compare(engines)
     material = report_material(request.out)
     ledger.stage(
         "report",
-        {"not_built": no_engines},
+        {"not_built": choice.reason},
         [ledger.sha256("compare", COMPARISON), ledger.sha256("plan", PLAN), ledger.sha256("score", SCORES)],
         lambda: write_report(request.out, material),
     )
     bundle = run.bundle(material.comparison) if request.bundle is not None else None
     return RunResult(material, scores.narrowed(plan.tower), plan, tuple(ledger.reused), ledger.paths("report"), bundle)
-
-
-def _flavour(asked: str) -> tuple[Flavour | None, str]:
-    """The flavour to build with, or the reason why the engine stage is left out."""
-    from gatenorm_export.building import find_flavour
-
-    if asked == "none":
-        return None, "left out on request (--flavour none)"
-    try:
-        return find_flavour(None if asked == "auto" else asked), ""
-    except MissingPartError as error:
-        if asked != "auto":
-            raise
-        return None, str(error)
 
 
 class _Run:
@@ -268,10 +255,7 @@ class _Run:
                 engine = engine_file(self._out, name)
                 graph = self._out / name / self._graph
                 shapes, options, progress = self._request.shapes, self._request.build, self._progress
-                try:
-                    build_engine(graph, engine, flavour=flavour, shapes=shapes, options=options, progress=progress)
-                except RefusedError as error:
-                    raise RefusedError(f"{error}; --flavour none leaves engines out of the run") from error
+                build_engine(graph, engine, flavour=flavour, shapes=shapes, options=options, progress=progress)
                 yield from (engine, engine.with_suffix(".engine.json"))
 
         decides = {"flavour": flavour.name, "version": flavour.version, **dataclasses.asdict(self._request.shapes)}

@@ -18,9 +18,10 @@ from report_factory import a_comparison
 
 from benchmarks.matrix.models import VOCAB, family
 from gatenorm_export.architectures import ADAPTERS
+from gatenorm_export.building import find_flavour
 from gatenorm_export.cli.main import main
 from gatenorm_export.comparing import check_faithfulness
-from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.errors import InputError, MissingPartError, RefusedError
 from gatenorm_export.framework import load_framework_model, zeroed_attention
 from gatenorm_export.graph_pair import pair_of_files
 from gatenorm_export.kinds import kind_of
@@ -452,3 +453,22 @@ def test_minilm_end_to_end(tmp_path: Path) -> None:
     assert report.quality.measure == "embeddings"
     assert 0.7 < report.quality.mean_cosine < 0.9
     assert report.quality.spearman_rho > 0.7
+
+
+def test_a_mixture_of_experts_runs_without_the_engines_that_cannot_hold_it(
+    checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its experts find their tokens by NonZero, which TensorRT-RTX does not take: known before anything is built."""
+    try:
+        find_flavour("tensorrt-rtx")
+    except MissingPartError as error:
+        pytest.skip(str(error))
+    arguments = ["run", str(checkpoint("mixtral")), "--drop", "1", "--max-text-tokens", "64", "--no-latency", "--quiet"]
+    assert main([*arguments, "--out", str(tmp_path / "named"), "--flavour", "tensorrt-rtx"]) == 5
+    assert "does not take NonZero" in (said := capsys.readouterr().err)
+    assert "--flavour none leaves engines out of the run" in said
+    assert main([*arguments, "--out", str(tmp_path / "auto"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["engines"] == []
+    assert "does not take NonZero" in told["engines_not_built"]
+    assert not (tmp_path / "auto" / "engines").exists()

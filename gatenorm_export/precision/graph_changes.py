@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.errors import InputError, NoEngineError, RefusedError
 from gatenorm_export.precision.flavour_operators import INT4_WEIGHTS, takes
 from gatenorm_export.precision.measure import Caches
 from gatenorm_export.records import LoweredOperator, Precision
@@ -55,7 +55,8 @@ def change_graph(model: ir.Model, graph: Path, *, flavour: str, precision: Preci
     """Lower what ``flavour`` does not take, then put the graph into ``precision``; ``graph`` is what errors name.
 
     Raises:
-        RefusedError: an operator is neither taken nor lowered, or the graph cannot be in that precision.
+        NoEngineError: an operator is neither taken nor lowered.
+        RefusedError: the graph cannot be in that precision.
         InputError: the graph cannot be analysed.
     """
     from graph_passes import LoweringRefused, lower_operators
@@ -63,7 +64,7 @@ def change_graph(model: ir.Model, graph: Path, *, flavour: str, precision: Preci
     try:
         lowered = lower_operators(model, lambda node: takes(flavour, node), int4=flavour in INT4_WEIGHTS)
     except LoweringRefused as error:
-        raise RefusedError(
+        raise NoEngineError(
             f"{graph}: {error}; export the graph without it, build another flavour, or run the graph in ONNX Runtime"
         ) from error
     counts = tuple(
