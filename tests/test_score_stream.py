@@ -95,6 +95,18 @@ def test_only_layers_near_the_cut_are_read_again() -> None:
 
 
 @pytest.mark.usefixtures("everything_is_large")
+def test_sketches_of_decided_layers_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    scoring, ended = stream._scoring, {}
+    monkeypatch.setattr(
+        stream, "_scoring", lambda order, found, *rest: ended.update(found) or scoring(order, found, *rest)
+    )
+    result = score_layers(random_layers([9.0, 8.0, 3.0, 2.0, 0.2, 0.1]), head_dim=HEAD_DIM, cuts=[3])
+    assert result.certainties[0].certain
+    assert result.looks["sketch"] == 6
+    assert not any(one.sketch for one in ended.values())
+
+
+@pytest.mark.usefixtures("everything_is_large")
 def test_layers_that_rounding_cannot_tell_apart_are_tied() -> None:
     layers = random_layers([2.0, 1.0, 1.0, 0.1])
     layers[2].query, layers[2].key = layers[1].query.copy(), layers[1].key.copy()
