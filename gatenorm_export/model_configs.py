@@ -34,6 +34,7 @@ _TABLES = {
 }
 """Model types whose graphs fail beyond their last position, which is learned or in a table made when the model was
 built -> how many positions there are where a config does not say."""
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "n_embed")
@@ -75,6 +76,12 @@ class ModelConfigs:
     def vocab_size(self) -> int | None:
         """How many tokens there are."""
         return self.number("vocab_size")
+
+    @property
+    def counted_layers(self) -> int | None:
+        """Layers as config.json alone counts them, whatever number it says."""
+        places = (self.config, _section(self.config, "text_config"))
+        return next((place[name] for place in places for name in _LAYERS if isinstance(place.get(name), int)), None)
 
     @property
     def n_heads(self) -> int | None:

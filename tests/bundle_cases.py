@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from onnx import helper
 from toy_graphs import toy_decoder
 
+from gatenorm_export.bundling import BundleRequest, make_bundle
+from gatenorm_export.bundling.opening import read_manifest, sealed
 from gatenorm_export.pruning import prune_graph
 
 Touch = Callable[[Path], object]
@@ -29,6 +33,20 @@ def toy_folder(folder: Path, *, layers: tuple[int, ...] = (1,), data: str | None
     prune_graph(source / "model.onnx", folder / "pruned", layers=layers)
     (folder / "pruned" / "README.md").write_text((source / "README.md").read_text())
     return folder / "pruned"
+
+
+def toy_bundle(folder: Path) -> Path:
+    """A bundle of it."""
+    make_bundle(BundleRequest(toy_folder(folder), folder / "bundle"))
+    return folder / "bundle"
+
+
+def sealed_anew(bundle: Path, copy: Path, **fields: Any) -> Path:
+    """A copy of a bundle whose manifest says something else, under a seal that fits."""
+    shutil.copytree(bundle, copy)
+    _, content = sealed(read_manifest(bundle).model_copy(update=fields))
+    (copy / "manifest.json").write_bytes(content)
+    return copy
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_cases import toy_folder
+from bundle_cases import toy_bundle
 from model_zoo import row
 from test_verify import checks_of, reseal, rewrite
 
@@ -25,9 +25,7 @@ from gatenorm_export.sources import resolve_model
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("forged")
-    make_bundle(BundleRequest(toy_folder(folder), folder / "bundle"))
-    return folder / "bundle"
+    return toy_bundle(tmp_path_factory.mktemp("forged"))
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from bundle_cases import sealed_anew
 from triton_cases import DROPPED, MODEL, direct, tiny_bundle
 
 from gatenorm_export.artifacts import sha256_of
 from gatenorm_export.bundling import BundleRequest, make_bundle, open_bundle
-from gatenorm_export.bundling.opening import read_manifest, sealed
+from gatenorm_export.bundling.opening import read_manifest
 from gatenorm_export.cli.main import main
 from gatenorm_export.deploying.triton import RECORD_NAME, Load, Placement, TritonRequest, write_repository
 from gatenorm_export.deploying.triton.backends import backend_config, engine_backend
@@ -343,17 +344,14 @@ def test_a_graph_whose_mask_hides_nothing_is_not_stepped(bundle: Path, tmp_path:
 def test_a_graph_that_does_not_run_as_a_sealed_manifest_says_is_refused_in_a_line(
     change: dict, reason: str, bundle: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(bundle, tmp_path / "bundle")
     manifest = read_manifest(bundle)
     assert manifest.decoding is not None
     caches = (manifest.decoding.caches[0].model_copy(update=change), *manifest.decoding.caches[1:])
-    decoding = manifest.decoding.model_copy(update={"caches": caches})
-    _, content = sealed(manifest.model_copy(update={"decoding": decoding}))
-    (tmp_path / "bundle" / "manifest.json").write_bytes(content)
+    forged = sealed_anew(bundle, tmp_path / "bundle", decoding=manifest.decoding.model_copy(update={"caches": caches}))
     with pytest.raises(TamperedError, match=r"bundle: the manifest's cache tensors are not the graph's; see `gatenorm"):
-        write_repository(TritonRequest(tmp_path / "bundle", tmp_path / "out"))
+        write_repository(TritonRequest(forged, tmp_path / "out"))
     with pytest.raises(InputError, match=rf"bundle: its graph does not run as the manifest says .*{reason}"):
-        GraphProbe(tmp_path / "bundle", read_manifest(tmp_path / "bundle")).check_hidden_position()
+        GraphProbe(forged, read_manifest(forged)).check_hidden_position()
     assert not (tmp_path / "out").exists()
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bundle_cases import sealed_anew
 from model_zoo import make_tokenizer
 from test_triton import config_of, session_of, shape_of
 
 from benchmarks.matrix.models import VOCAB, family
 from benchmarks.triton.server import ServerError, environment, serving
 from gatenorm_export.bundling import BundleRequest, make_bundle
-from gatenorm_export.bundling.opening import read_manifest, sealed
+from gatenorm_export.bundling.opening import read_manifest
 from gatenorm_export.deploying.triton import Load, TritonRequest, write_repository
 from gatenorm_export.errors import RefusedError, TamperedError
 from gatenorm_export.exporting import export_model
@@ -79,15 +79,12 @@ def test_texts_longer_than_the_encoder_takes_are_not_promised(bundle: Path, tmp_
 
 @pytest.mark.parametrize("change", [{"dtype": "none"}, {"shape": ("b", 7)}, {"name": "other"}])
 def test_a_manifest_that_was_sealed_anew_is_held_against_the_graph(change: dict, bundle: Path, tmp_path: Path) -> None:
-    shutil.copytree(bundle, tmp_path / "bundle")
     manifest = read_manifest(bundle)
     assert manifest.graph is not None
     outputs = (manifest.graph.outputs[0].model_copy(update=change), *manifest.graph.outputs[1:])
-    graph = manifest.graph.model_copy(update={"outputs": outputs})
-    _, content = sealed(manifest.model_copy(update={"graph": graph}))
-    (tmp_path / "bundle" / "manifest.json").write_bytes(content)
+    forged = sealed_anew(bundle, tmp_path / "bundle", graph=manifest.graph.model_copy(update={"outputs": outputs}))
     with pytest.raises(TamperedError, match="the manifest's outputs are not the graph's"):
-        write_repository(TritonRequest(tmp_path / "bundle", tmp_path / "out"))
+        write_repository(TritonRequest(forged, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_cases import TOUCHES, toy_folder
+from bundle_cases import TOUCHES, toy_bundle
 
 from gatenorm_export.artifacts import sha256_of
-from gatenorm_export.bundling import BundleRequest, VerifyRequest, make_bundle, open_bundle, verify_bundle
+from gatenorm_export.bundling import VerifyRequest, open_bundle, verify_bundle
 from gatenorm_export.bundling.opening import sealed
 from gatenorm_export.bundling.probe import Asked, difference_of, judged
 from gatenorm_export.cli.main import main
@@ -24,9 +24,7 @@ from gatenorm_export.records import BundleManifest
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("verify")
-    make_bundle(BundleRequest(toy_folder(folder), folder / "bundle"))
-    return folder / "bundle"
+    return toy_bundle(tmp_path_factory.mktemp("verify"))
 
 
 @pytest.fixture

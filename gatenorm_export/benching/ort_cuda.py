@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from gatenorm_export.benching.memory import DeviceMemory
 from gatenorm_export.benching.ort_cpu import OrtCpu
 from gatenorm_export.benching.timers import CudaEvents
 from gatenorm_export.errors import InputError, MissingPartError, RefusedError, needs
+from gatenorm_export.processor import usable_threads
 from gatenorm_export.records.bench import BenchDevice
 
 _PROVIDER = "CUDAExecutionProvider"
@@ -43,7 +43,7 @@ class OrtCuda(OrtCpu):
             runtime=f"ONNX Runtime {onnxruntime.__version__} CUDA",
             device=name,
             driver=driver,
-            threads=os.cpu_count() or 1,
+            threads=usable_threads(),
             timer=self.timer.name,
             memory="device",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from gatenorm_export.benching.protocol import BenchModel, Memory, Pair, Side
 from gatenorm_export.benching.timers import CudaEvents, Timer
 from gatenorm_export.building.flavours import FlavourName, find_flavour
 from gatenorm_export.errors import InputError, RefusedError
+from gatenorm_export.processor import usable_threads
 from gatenorm_export.records.bench import BenchDevice, Probe, Work
 
 
@@ -40,7 +40,7 @@ class TensorRT:
             runtime=f"{self.flavour_name} {self.flavour.version}",
             device=name,
             driver=driver,
-            threads=os.cpu_count() or 1,
+            threads=usable_threads(),
             timer=self.timer.name,
             memory="device",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gatenorm_export.records.bench import BenchReport, BenchRow, GateReport
+from gatenorm_export.reporting.roofline import doubtful_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,21 +45,10 @@ def roofline_sentence(report: BenchReport) -> str:
     named: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for row, found in rows:
         named[found.reached(row.speedup_low)].append(f"{row.name}: {row.speedup:.3f} of {found.speedup:.3f}")
-    goal = "at least 95 % of the speed-up that the roofline predicts"
     if len(named[True]) == len(rows):
+        goal = "at least 95 % of the speed-up that the roofline predicts"
         return f"Every row has {goal}, by its whole interval ({len(rows)} rows)."
-    sentences = []
-    if named[False]:
-        sentences.append(
-            f"More than 5 % of the predicted speed-up is left on the table in {len(named[False])} of {len(rows)} rows: "
-            f"{'; '.join(named[False])}."
-        )
-    if named[None]:
-        sentences.append(
-            f"Whether {len(named[None])} of {len(rows)} rows have {goal} is not decided, their intervals reach to both "
-            f"sides of it: {'; '.join(named[None])}."
-        )
-    return " ".join(sentences)
+    return " ".join(doubtful_rows(named, "the predicted speed-up"))
 
 
 _COLUMNS = (

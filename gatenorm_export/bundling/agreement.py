@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gatenorm_export.bundling.contradictions import contradiction
 from gatenorm_export.bundling.decoding import decoding_of
 from gatenorm_export.bundling.interface import GraphInterface
 from gatenorm_export.bundling.opening import Bundle
@@ -23,7 +24,6 @@ _DECODING = {
     "pad_token_id": "token for padding",
 }
 _SPEECH = {"input_features", "encoder_hidden_states"}
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def disagreement(bundle: Bundle, found: GraphInterface, configs: ModelConfigs) -> str | None:
@@ -41,9 +41,14 @@ def disagreement(bundle: Bundle, found: GraphInterface, configs: ModelConfigs) -
         _of_record(manifest, record)
         or _of_task(manifest, found)
         or _of_decoding(manifest, found, configs)
-        or (_of_layers(manifest, configs.config) if record is not None and record.model is not None else None)
+        or (_of_layers(manifest, configs) if record is not None and record.model is not None else None)
         or _of_genai(manifest, configs.genai)
     )
+
+
+def first_untruth(bundle: Bundle, found: GraphInterface, configs: ModelConfigs) -> str | None:
+    """What a bundle that is there says wrongly of its graph, or tells differently in two of its parts."""
+    return contradiction(bundle.manifest, found) or disagreement(bundle, found, configs)
 
 
 def check_agreement(source: Path, bundle: Bundle, found: GraphInterface) -> None:
@@ -111,13 +116,11 @@ def _of_decoding(manifest: BundleManifest, found: GraphInterface, configs: Model
     return None
 
 
-def _of_layers(manifest: BundleManifest, config: Mapping[str, Any]) -> str | None:
+def _of_layers(manifest: BundleManifest, configs: ModelConfigs) -> str | None:
     """The config is the unpruned model's, whose layers the manifest counts."""
-    section = config.get("text_config")
-    places = (config, section if isinstance(section, dict) else {})
-    counts = [place[name] for place in places for name in _LAYERS if isinstance(place.get(name), int)]
-    if manifest.task == "decoder" and counts and counts[0] != manifest.n_layers:
-        return f"{CONFIG} counts {counts[0]:,} layers, the manifest {manifest.n_layers:,}"
+    counted = configs.counted_layers
+    if manifest.task == "decoder" and counted is not None and counted != manifest.n_layers:
+        return f"{CONFIG} counts {counted:,} layers, the manifest {manifest.n_layers:,}"
     return None
 
 

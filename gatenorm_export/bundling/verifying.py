@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gatenorm_export.bundling.agreement import disagreement
+from gatenorm_export.bundling.agreement import first_untruth
 from gatenorm_export.bundling.asking import Question, ask
-from gatenorm_export.bundling.contradictions import contradiction
 from gatenorm_export.bundling.engines import check_entry, run_engine
 from gatenorm_export.bundling.interface import read_interface
 from gatenorm_export.bundling.opening import Bundle, read_manifest, reproducible_digest, touched_files
@@ -101,7 +100,7 @@ def _graph(bundle: Bundle, progress: Progress) -> Iterator[BundleCheck]:
         found = read_interface(path, manifest.graph.file)
         companions = [read_interface(bundle.path(told.file), told.file).graph for told in manifest.companions]
         configs = bundle.configs()
-        finding = contradiction(manifest, found) or disagreement(bundle, found, configs)
+        finding = first_untruth(bundle, found, configs)
         if companions != list(manifest.companions):
             finding = finding or "what the manifest tells of the other graphs is not theirs"
     if finding is not None:

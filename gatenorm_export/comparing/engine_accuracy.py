@@ -19,7 +19,7 @@ from gatenorm_export.benching.failures import NoMemoryError, one_line
 from gatenorm_export.comparing.engine_judging import Tolerance, judge, limit_of, span_of, summary_of, tolerance_of
 from gatenorm_export.comparing.engine_steps import make_steps, vocabulary_of
 from gatenorm_export.decode_signature import signature_of
-from gatenorm_export.errors import InputError, RefusedError, needs
+from gatenorm_export.errors import RefusedError, needs
 from gatenorm_export.precision import graph_arithmetic
 from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import EngineAccuracy, EngineArtifact, OutputAccuracy, Profile
@@ -124,8 +124,9 @@ def compare_runner(
         from polygraphy.backend.onnxrt import OnnxrtRunner
         from polygraphy.comparator import Comparator, CompareFunc
     from gatenorm_export.comparing.step_runner import StepRunner, visible
+    from gatenorm_export.sessions import open_session
 
-    session = _open_reference(graph)
+    session = open_session(graph, exact_int4=True)
     signature = signature_of(session, graph)
     names, feeds = make_steps(signature, vocabulary_of(session, signature), profiles)
     reference = StepRunner(OnnxrtRunner(lambda: session), signature, "graph")
@@ -169,25 +170,6 @@ def compare_runner(
         for output in spans
     )
     return Found(names, outputs, *summary_of(names, outputs))
-
-
-def _open_reference(graph: Path) -> Any:
-    """ONNX Runtime that computes with 4-bit weights in the graph's own type.
-
-    On its own it fuses them into products that round what they read to 8 bits: of a decoder of 16 layers in int4 that
-    moved outputs by 3 % of their range.
-    """
-    from gatenorm_export.sessions import cpu_options
-
-    options = cpu_options()
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    import onnxruntime
-
-    try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{graph}: ONNX Runtime cannot load it ({first})") from error
 
 
 @contextlib.contextmanager

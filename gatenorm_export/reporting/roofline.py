@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from gatenorm_export.records import Latency, LatencyRow
 from gatenorm_export.records.bench import RooflineRow
 from gatenorm_export.reporting.formatting import SPACE, count, number, percent, times
@@ -21,21 +23,30 @@ def roofline_words(latency: Latency) -> str:
     for row, found in rows:
         words = f"{row_label(row)}: {times(row.speedup)} of {times(found.speedup)}"
         named[found.reached(row.speedup_low)].append(words)
-    goal, n_rows = f"at least 95{SPACE}% of the speed-up that the roofline predicts", len(rows)
-    findings = []
-    if len(named[True]) == n_rows:
-        findings.append(f"Every row has {goal}, by its whole interval.")
+    predicted = "the speed-up that the roofline predicts"
+    findings = doubtful_rows(named, predicted, space=SPACE)
+    if len(named[True]) == len(rows):
+        findings = [f"Every row has at least 95{SPACE}% of {predicted}, by its whole interval."]
+    return " ".join([*findings, _from(latency)]).strip()
+
+
+def doubtful_rows(named: Mapping[bool | None, Sequence[str]], predicted: str, *, space: str = " ") -> list[str]:
+    """A sentence on the rows that are short of 95 % of the prediction, one on those whose intervals leave it open.
+
+    ``named`` are all rows in words, by whether they reach it; ``space`` stands before a per cent sign.
+    """
+    n_rows, sentences = sum(map(len, named.values())), []
     if named[False]:
-        findings.append(
-            f"More than 5{SPACE}% of the speed-up that the roofline predicts is left on the table in "
-            f"{len(named[False])} of {n_rows} rows: {'; '.join(named[False])}."
+        sentences.append(
+            f"More than 5{space}% of {predicted} is left on the table in {len(named[False])} of {n_rows} rows: "
+            f"{'; '.join(named[False])}."
         )
     if named[None]:
-        findings.append(
-            f"Whether {len(named[None])} of {n_rows} rows have {goal} is not decided, their intervals reach to both "
-            f"sides of it: {'; '.join(named[None])}."
+        sentences.append(
+            f"Whether {len(named[None])} of {n_rows} rows have at least 95{space}% of the speed-up that the roofline "
+            f"predicts is not decided, their intervals reach to both sides of it: {'; '.join(named[None])}."
         )
-    return " ".join([*findings, _from(latency)]).strip()
+    return sentences
 
 
 def lowest_share(latency: Latency | None) -> tuple[str, str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from gatenorm_export.processor import usable_threads
 from gatenorm_export.scoring.bfloat16_products import limit_threads
 from gatenorm_export.scoring.rows import Rows
 
@@ -60,7 +60,7 @@ def in_pairs(
             yield streamed.layer, one(streamed)
         return
     waiting: deque[tuple[int, Future[Result]]] = deque()
-    threads = max(1, (os.cpu_count() or 1) // _WORKERS)
+    threads = max(1, usable_threads() // _WORKERS)
     workers = ThreadPoolExecutor(_WORKERS, "layers", initializer=limit_threads, initargs=(threads,))
     with blas_threads(threads), workers as pool:
         try:

@@ -87,18 +87,18 @@ def score_layers(
                 looks[result.name] = looks.get(result.name, 0) + 1
                 if first and progress is not None:
                     progress.advance()
-            _forget_sketches(found, wanted, protect)
-            urgent = {layer for cut in wanted for layer in most_urgent(_intervals(found, protect), cut)}
+            standing = _intervals(found, protect)
+            _forget_sketches(found, standing, wanted)
+            urgent = {layer for cut in wanted for layer in most_urgent(standing, cut)}
             pending = [one for one in layers if one.layer in urgent]
     standing = _intervals(found, protect)
     certainties = tuple(certainty(standing, cut) for cut in wanted)
     return _scoring([one.layer for one in layers], found, certainties, looks, chosen)
 
 
-def _forget_sketches(found: dict[int, Found], cuts: Sequence[int], protect: Collection[int]) -> None:
+def _forget_sketches(found: dict[int, Found], standing: Sequence[Interval], cuts: Sequence[int]) -> None:
     """Of a layer that is decided at every cut no sketch is made sharper: two megabytes each at a thousand key rows."""
-    intervals = _intervals(found, protect)
-    left = {layer for cut in cuts for layer in undecided(intervals, cut)}
+    left = {layer for cut in cuts for layer in undecided(standing, cut)}
     for layer in found.keys() - left:
         found[layer] = replace(found[layer], sketch=None)
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from gatenorm_export.artifacts import replaced_folder
 from gatenorm_export.bundling import Bundle, open_bundle
-from gatenorm_export.bundling.agreement import disagreement
-from gatenorm_export.bundling.contradictions import contradiction
+from gatenorm_export.bundling.agreement import first_untruth
 from gatenorm_export.bundling.interface import read_interface
 from gatenorm_export.deploying.triton.backends import (
     Backend,
@@ -73,7 +72,7 @@ def _check_manifest(bundle: Bundle) -> None:
     if graph is None:
         return
     found = read_interface(bundle.path(graph.file), graph.file)
-    finding = contradiction(bundle.manifest, found) or disagreement(bundle, found, bundle.configs())
+    finding = first_untruth(bundle, found, bundle.configs())
     if finding is not None:
         raise TamperedError(f"{bundle.folder}: {finding}; see `gatenorm verify`")
 
