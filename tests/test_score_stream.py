@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_zoo import row
 
+from gatenorm_export.checkpoints import tensors
 from gatenorm_export.errors import MissingPartError, RefusedError, UsageError
 from gatenorm_export.scoring import ScoreRequest, gate_norm, score_model, stream
 from gatenorm_export.scoring.devices import Device, pick_device, product_score
 from gatenorm_export.scoring.looking import NotFinite, Step
 from gatenorm_export.scoring.pairing import in_pairs
-from gatenorm_export.scoring.rows import Rows
 from gatenorm_export.scoring.stream import score_layers
 from gatenorm_export.scoring.weights import TowerWeights
 from gatenorm_export.sources import resolve_model
@@ -37,8 +36,8 @@ class Layer:
         self.reads += 1
         return self.query, self.key
 
-    def rows(self) -> None:
-        return None
+    def take_digest(self) -> None:
+        """There is none."""
 
 
 def random_layers(scales: list[float], *, rows: int = 128, key_rows: int = 128, width: int = 128) -> list[Layer]:
@@ -103,7 +102,7 @@ def test_sketches_of_decided_layers_are_let_go(monkeypatch: pytest.MonkeyPatch) 
     result = score_layers(random_layers([9.0, 8.0, 3.0, 2.0, 0.2, 0.1]), head_dim=HEAD_DIM, cuts=[3])
     assert result.certainties[0].certain
     assert result.looks["sketch"] == 6
-    assert not any(one.sketch for one in ended.values())
+    assert not any(one.sketches for one in ended.values())
 
 
 @pytest.mark.usefixtures("everything_is_large")
@@ -192,8 +191,8 @@ def test_no_more_than_two_layers_are_in_memory_and_one_is_read_at_a_time() -> No
                 reading -= 1
             return np.zeros((2, 2)), np.zeros((2, 2))
 
-        def rows(self) -> None:
-            return None
+        def take_digest(self) -> None:
+            """There is none."""
 
     def work(one: Counted, turn: threading.Lock) -> int:
         nonlocal alive
@@ -221,8 +220,8 @@ def test_the_first_error_comes_through_and_reading_stops() -> None:
                 raise OSError("no such tensor")
             return np.zeros((2, 2)), np.zeros((2, 2))
 
-        def rows(self) -> None:
-            return None
+        def take_digest(self) -> None:
+            """There is none."""
 
     with pytest.raises(OSError, match="no such tensor"):
         list(in_pairs([Damaged(layer) for layer in range(50)], lambda one, turn: one.load()))
@@ -231,33 +230,19 @@ def test_the_first_error_comes_through_and_reading_stops() -> None:
 
 @pytest.mark.usefixtures("everything_is_large")
 @pytest.mark.parametrize("family", ["llama-gqa", "llama-mha"])
-def test_rows_that_stream_give_what_whole_tensors_give(
+def test_a_layer_is_digested_once_however_often_it_is_looked_at(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scores, intervals and digests do not depend on whether a layer was ever in memory as a whole."""
     spec = resolve_model(str(row(family).save(tmp_path, dtype="bfloat16")))
     whole = score_model(spec, ScoreRequest(exact=True))
-    streamed, refined = (score_model(spec, ScoreRequest(cuts=(cut,))) for cut in (0, 1))
-    monkeypatch.setattr(TowerWeights, "rows", lambda self, layer: None)
-    loaded = score_model(spec, ScoreRequest(cuts=(0,)))
-    assert streamed == loaded
-    assert refined == score_model(spec, ScoreRequest(cuts=(1,)))
-    assert streamed.convention.exactness == "sketched"
-    assert streamed.convention.source_digest == whole.convention.source_digest
-
-
-@pytest.mark.parametrize("window", [1, 3, 7, 64])
-def test_rows_are_digested_once_in_order(window: int) -> None:
-    matrix = np.arange(70, dtype=np.float32).reshape(10, 7)
-    rows = Rows(matrix, window=window)
-    with pytest.raises(ValueError, match="only 0 of 10"):
-        _ = rows.digest
-    assert np.array_equal(rows[4:6], matrix[4:6])
-    assert np.array_equal(np.concatenate([rows[start : start + 3] for start in range(0, 10, 3)]), matrix)
-    rows.release()
-    assert rows.digest == xxhash.xxh3_128(matrix.tobytes()).hexdigest()
-    with pytest.raises(ValueError, match="given back"):
-        rows[0:1]
+    digested, loaded = [], []
+    digest, load = tensors.digest_of, TowerWeights.load
+    monkeypatch.setattr(tensors, "digest_of", lambda data: digested.append(data.nbytes) or digest(data))
+    monkeypatch.setattr(TowerWeights, "load", lambda self, layer: loaded.append(layer.layer) or load(self, layer))
+    sketched = score_model(spec, ScoreRequest(cuts=(1,)))
+    assert sketched.convention.source_digest == whole.convention.source_digest
+    assert len(digested) == 2 * len(whole.layers)
+    assert len(loaded) > len(whole.layers)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

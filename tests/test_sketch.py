@@ -11,7 +11,7 @@ from gatenorm_export.scoring import factors, gate_norm
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16, bfloat16_products
 from gatenorm_export.scoring.certify import Interval, certainty, most_urgent, undecided
 from gatenorm_export.scoring.gate_norm import _compute, exact_score
-from gatenorm_export.scoring.signs import BlockSigns
+from gatenorm_export.scoring.signs import SIGNS_PER_ROW, BlockSigns
 from gatenorm_export.scoring.sketch import Estimate, Layer, estimate, sketched
 
 WIDTH = 192
@@ -51,7 +51,7 @@ def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def sketch(query: np.ndarray, key: np.ndarray, *, columns: int, seed: int, rank: int = 0) -> Estimate:
     layer = Layer.of(query, key, 16)
-    return estimate(layer, sketched(layer, columns=columns, seed=(seed,)), rank=rank)
+    return estimate(layer, [sketched(layer, columns=columns, seed=(seed,))], rank=rank)
 
 
 @pytest.mark.parametrize("aligned", [False, True], ids=["turned", "along the axes"])
@@ -66,7 +66,7 @@ def test_the_interval_holds_the_exact_score(name: str, aligned: bool, arithmetic
     for seed in range(100):
         once = sketched(layer, columns=96, seed=(seed,))
         for rank, squares in estimates.items():
-            found = estimate(layer, once, rank=rank)
+            found = estimate(layer, [once], rank=rank)
             assert found.low <= exact <= found.high
             squares.append(found.score**2)
     for squares in estimates.values():
@@ -105,6 +105,21 @@ def test_taking_directions_exactly_narrows_a_steep_spectrum() -> None:
     plain = sketch(query, key, columns=128, seed=0)
     refined = sketch(query, key, columns=128, seed=0, rank=16)
     assert refined.high - refined.low < (plain.high - plain.low) / 5
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_a_second_sketch_narrows_the_interval_by_the_root_of_two(rank: int) -> None:
+    query, key = with_spectrum(SPECTRA["slow power law"], np.random.default_rng(13), aligned=False)
+    exact = gate_norm(query, key, head_dim=16)
+    layer = Layer.of(query, key, 16)
+    widths = []
+    for seed in range(30):
+        both = [sketched(layer, columns=96, seed=(seed, number)) for number in (0, 1)]
+        found = [estimate(layer, sketches, rank=rank) for sketches in (both[:1], both[1:], both)]
+        assert all(one.low <= exact <= one.high for one in found)
+        widths.append([one.high - one.low for one in found])
+    first, second, together = np.mean(widths, axis=0)
+    assert together == pytest.approx((first + second) / 2 / np.sqrt(2), rel=0.1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -149,7 +164,7 @@ def test_projections_keep_norms_on_average(width: int) -> None:
         out = np.empty((3, signs.columns), np.float32)
         signs.project(rows, out)
         total += out.astype(np.float64) @ out.T
-    assert total / 400 == pytest.approx(rows.astype(np.float64) @ rows.T, abs=0.12 * width)
+    assert total / 400 / SIGNS_PER_ROW == pytest.approx(rows.astype(np.float64) @ rows.T, abs=0.12 * width)
 
 
 @pytest.mark.usefixtures("arithmetic")

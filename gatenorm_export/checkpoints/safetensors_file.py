@@ -12,10 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from gatenorm_export.checkpoints.dtypes import BITS, NUMPY
-from gatenorm_export.checkpoints.ranges import ByteReader, Folder, Opened, digest_of, read_json
+from gatenorm_export.checkpoints.ranges import ByteReader, Folder, Opened, read_json
 from gatenorm_export.checkpoints.tensors import Listing, StoredTensor, TensorInfo
 from gatenorm_export.errors import InputError
 from gatenorm_export.small_files import parse_json
@@ -54,32 +52,13 @@ class SafetensorsSource:
 
     def read(self, name: str) -> StoredTensor:
         """See :class:`gatenorm_export.checkpoints.TensorSource`."""
-        entry, dtype = self._stored(name)
-        data = self._opened.reader(self._holder[name]).read(entry.begin, entry.end - entry.begin)
-        return StoredTensor(data.view(dtype).reshape(entry.shape), digest_of(data))
-
-    @property
-    def mapped(self) -> bool:
-        """Whether tensors are mapped from files, so that one pass over them is cheaper than two."""
-        return not self._folder.remote
-
-    def values(self, name: str) -> np.ndarray:
-        """The values of a tensor without a digest, for who makes one on the way.
-
-        Raises:
-            InputError: as :meth:`read`.
-        """
-        entry, dtype = self._stored(name)
-        data = self._opened.reader(self._holder[name]).read(entry.begin, entry.end - entry.begin)
-        return data.view(dtype).reshape(entry.shape)
-
-    def _stored(self, name: str) -> tuple[Entry, np.dtype]:
         entry = self.entry(name)
         dtype = NUMPY.get(entry.dtype)
         if dtype is None:
             where = f"{self._folder.where(self._holder[name])}: tensor {name}"
             raise InputError(f"{where} is stored as {entry.dtype}, which weights cannot be read from")
-        return entry, dtype
+        data = self._opened.reader(self._holder[name]).read(entry.begin, entry.end - entry.begin)
+        return StoredTensor(data.view(dtype).reshape(entry.shape), data)
 
     def entry(self, name: str) -> Entry:
         """The header's entry of a tensor, from the shard that holds it.

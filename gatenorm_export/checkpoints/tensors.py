@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+from gatenorm_export.checkpoints.ranges import digest_of
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,19 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that was read: its values, in the stored precision where numpy has it and else dequantised to float32,
-    and a digest of the bytes as they are stored."""
+    """A tensor that was read: its values, in the stored precision where numpy has it and else dequantised to float32.
+
+    ``stored`` are the bytes as they are stored, or already their digest.
+    """
 
     values: np.ndarray
-    digest: str
+    stored: np.ndarray | str
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """xxh3-128 of the bytes as they are stored, in hex, made when it is asked for: on a mapped file this is what
+        reads them."""
+        return self.stored if isinstance(self.stored, str) else digest_of(self.stored)
 
 
 class Listing(Mapping[str, TensorInfo]):

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from gatenorm_export.checkpoints.dtypes import NUMPY
-from gatenorm_export.checkpoints.ranges import digest_of
 from gatenorm_export.checkpoints.tensors import Listing, StoredTensor, TensorInfo
 from gatenorm_export.errors import InputError, needs
 
@@ -71,7 +70,7 @@ class TorchSource:
             )
         raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         data = np.array(raw)
-        return StoredTensor(data.view(NUMPY[stored]).reshape(tuple(tensor.shape)), digest_of(data))
+        return StoredTensor(data.view(NUMPY[stored]).reshape(tuple(tensor.shape)), data)
 
     def info(self, name: str) -> TensorInfo:
         """One row of the table."""

@@ -108,6 +108,9 @@ class Bfloat16Products:
         """What multiplies, for records."""
         library.dnnl_primitive_desc_query_md.restype = _Handle
         library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
+        # What is done in no time keeps Python's lock: to get it back may take a thread longer than the call.
+        self.set_data = ctypes.PyDLL(library._name).dnnl_memory_set_data_handle
+        self.set_data.argtypes = [_Handle, _Handle]
         self.engine, self.stream = _Handle(), _Handle()
         self.call("engine_create", ctypes.byref(self.engine), _CPU, ctypes.c_size_t(0))
         self.call("stream_create", ctypes.byref(self.stream), self.engine, _IN_ORDER)
@@ -161,9 +164,9 @@ class _Product:
         """The product of arrays of these shapes."""
         owner = self._owner
         for memory, array in zip(self._memories, (left, right, out, self._scratch), strict=True):
-            owner.call("memory_set_data_handle", memory, _Handle(array.ctypes.data))
+            owner.set_data(memory, array.ctypes.data)
+        # On a CPU whose threads are OpenMP's this returns when it is done.
         owner.call("primitive_execute", self._primitive, owner.stream, 4, self._arguments)
-        owner.call("stream_wait", owner.stream)
 
     def _layout(self, array: np.ndarray) -> _Handle:
         strides = (stride // array.itemsize for stride in array.strides)

@@ -13,13 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16, Bfloat16Products, bfloat16_products
-from gatenorm_export.scoring.gate_norm import group_sum
-from gatenorm_export.scoring.rows import ROWS_AT_A_TIME, Matrix
+from gatenorm_export.scoring.gate_norm import ROWS_AT_A_TIME, group_sum
 from gatenorm_export.scoring.signs import BlockSigns
 
-# What is digested, then multiplied: less costs calls, more leaves the caches before it is multiplied.
-_BYTES_AT_A_TIME = 1 << 21
-_PIECES = 3
+# Columns of weights that a product goes through at a time when it goes through them by columns.
+_COLUMNS_AT_A_TIME = 1024
 # Of inner products of rounded numbers: one column in so many is looked at, and what hundreds of columns leave of the
 # 2^-8 that rows alike err by.
 _SAMPLED, _ALIKE = 13, 2.0**-12
@@ -40,10 +38,10 @@ class Factor(Protocol):
         """A Z, [rows, n], in float32; Z in float32 or bfloat16."""
 
     def transposed_times(self, right: np.ndarray) -> np.ndarray:
-        """A^T Y, [width, n], in float32; Y in float32 or bfloat16."""
+        """A^T Y, [width, n], in float32; Y in bfloat16, or in float32 of which up to 2^-17 may be rounded off."""
 
 
-def factor(weights: Matrix, rows: int, head_dim: int) -> Factor:
+def factor(weights: np.ndarray, rows: int, head_dim: int) -> Factor:
     """The factor that ``weights`` [n_heads * head_dim, width] give when their heads are summed to ``rows``."""
     products = bfloat16_products() if weights.dtype == BFLOAT16 else None
     if products is None:
@@ -56,11 +54,11 @@ class Float32Factor:
 
     arithmetic = ""
 
-    def __init__(self, weights: Matrix, rows: int, head_dim: int) -> None:
+    def __init__(self, weights: np.ndarray, rows: int, head_dim: int) -> None:
         self._weights, self._rows, self._head_dim = weights, rows, head_dim
         self._width = weights.shape[1]
         # Nothing is to be summed or converted: one product instead of many of a few rows.
-        ready = isinstance(weights, np.ndarray) and weights.dtype == np.float32 and len(weights) == rows
+        ready = weights.dtype == np.float32 and len(weights) == rows
         self._ready = weights if ready else None
 
     def project(self, signs: BlockSigns) -> np.ndarray:
@@ -122,10 +120,10 @@ class Bfloat16Factor:
     """By the CPU's bfloat16 units, as stored. A projection is linear, so heads are summed behind it; other products of
     grouped heads take their sums in float32, which whoever needs several makes once.
 
-    What is multiplied by is taken as the sum of up to three bfloat16 matrices, which a float32 one is exactly.
+    A float32 matrix that is multiplied by is taken as the sum of two bfloat16 ones.
     """
 
-    def __init__(self, weights: Matrix, rows: int, head_dim: int, products: Bfloat16Products) -> None:
+    def __init__(self, weights: np.ndarray, rows: int, head_dim: int, products: Bfloat16Products) -> None:
         self._weights, self._rows, self._head_dim, self._products = weights, rows, head_dim, products
         self._group = len(weights) // rows
 
@@ -136,60 +134,46 @@ class Bfloat16Factor:
 
     def project(self, signs: BlockSigns) -> np.ndarray:
         """See :class:`Factor`."""
+        out = np.empty((self._rows, signs.columns), BFLOAT16)
+        if self._group == 1:
+            signs.project(self._weights, out, self._products.multiply)
+            return out
         # What is to be added up is not rounded before.
-        dtype = BFLOAT16 if self._group == 1 else np.dtype(np.float32)
-        out = np.empty((self._rows, signs.columns), dtype)
-        buffer = np.empty((self._rows_at_a_time, signs.columns), np.float32)
-        for start, stop, target, first in self._steps():
-            block = self._weights[start:stop]
-            if first:
-                signs.project(block, out[target], self._products.multiply)
-            else:
-                signs.project(block, buffer[: stop - start], self._products.multiply)
-                out[target] += buffer[: stop - start]
+        heads = np.empty((self._group, self._head_dim, signs.columns), np.float32)
+        flat = heads.reshape(-1, signs.columns)
+        for head in range(self._rows // self._head_dim):
+            signs.project(self._weights[head * len(flat) : (head + 1) * len(flat)], flat, self._products.multiply)
+            out[head * self._head_dim : (head + 1) * self._head_dim] = heads.sum(axis=0)
         return out
 
     def times(self, right: np.ndarray) -> np.ndarray:
         """See :class:`Factor`."""
         if self._group > 1:
             return self._summed().times(right)
-        pieces = bfloat16_pieces(right)
-        out = np.empty((self._rows, len(pieces) * right.shape[1]), np.float32)
-        self._products.multiply(self._weights[0 : self._rows], np.concatenate(pieces, axis=1), out)
-        return np.asarray(out.reshape(self._rows, len(pieces), -1).sum(axis=1))
+        pieces, count = bfloat16_pieces(right)
+        out = np.empty((self._rows, pieces.shape[1]), np.float32)
+        self._products.multiply(self._weights, pieces, out)
+        return _added(out, count)
 
     def transposed_times(self, right: np.ndarray) -> np.ndarray:
         """See :class:`Factor`."""
         if self._group > 1:
             return self._summed().transposed_times(right)
-        whole, pieces = self._weights[0 : self._rows], bfloat16_pieces(right)
-        left = np.ascontiguousarray(np.concatenate(pieces, axis=1).T)
-        out = np.empty((len(left), whole.shape[1]), np.float32)
-        self._products.multiply(left, whole, out)
-        return np.asarray(out.reshape(len(pieces), -1, whole.shape[1]).sum(axis=0)).T
+        pieces, count = bfloat16_pieces(right)
+        width = self._weights.shape[1]
+        out = np.empty((width, pieces.shape[1]), np.float32)
+        for start in range(0, width, _COLUMNS_AT_A_TIME):
+            part = slice(start, start + _COLUMNS_AT_A_TIME)
+            self._products.multiply(self._weights[:, part].T, pieces, out[part])
+        return _added(out, count)
 
     def _summed(self) -> Float32Factor:
-        whole = self._weights[0 : len(self._weights)]
-        return Float32Factor(group_sum(whole, self._rows, self._head_dim, np.float32), self._rows, self._head_dim)
-
-    @property
-    def _rows_at_a_time(self) -> int:
-        return max(16, _BYTES_AT_A_TIME // (2 * self._weights.shape[1]) // 16 * 16)
-
-    def _steps(self) -> Iterator[tuple[int, int, slice, bool]]:
-        """Rows of the weights in the order in which they are stored: from, to, the rows that they are added up in, and
-        whether they are the first of those."""
-        run = self._head_dim if self._group > 1 else self._rows
-        for start in range(0, len(self._weights), run):
-            head, member = divmod(start // run, self._group)
-            for offset in range(0, run, self._rows_at_a_time):
-                count = min(self._rows_at_a_time, run - offset)
-                into = head * run + offset
-                yield start + offset, start + offset + count, slice(into, into + count), member == 0
+        summed = group_sum(self._weights, self._rows, self._head_dim, np.float32)
+        return Float32Factor(summed, self._rows, self._head_dim)
 
 
 def inner_products(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
-    """left^T right of what :meth:`Factor.project` gives, [rows, m] and [rows, n], in float64 [m, n], and how far off
+    """left^T right of what :meth:`Factor.project` gives, [rows, m] and [rows, n], in float32 [m, n], and how far off
     its Frobenius norm is because of what was rounded to bfloat16.
 
     A number that keeps eight bits errs by at most 2^-8 of itself, evenly spread: in the mean square, by 2^-14 / 12. So
@@ -203,17 +187,19 @@ def inner_products(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, flo
     if products is not None:
         out = np.empty((left.shape[1], right.shape[1]), np.float32)
         products.multiply(left.T, right, out)
-        total = out.astype(np.float64)
     else:
-        total = np.zeros((left.shape[1], right.shape[1]))
-        for start in range(0, len(left), 1024):
-            a, b = (side[start : start + 1024].astype(np.float32, copy=False) for side in (left, right))
-            total += a.T @ b
+        out = left.astype(np.float32, copy=False).T @ right.astype(np.float32, copy=False)
     if not rounded:
-        return total, 0.0
+        return out, 0.0
     a_squares, b_squares = (_squared_lengths(side) for side in (left, right))
     apart = 2.0**-14 / 12 * rounded * float(a_squares @ b_squares)
-    return total, math.sqrt(apart) + _ALIKE * rounded * float(np.linalg.norm(total))
+    return out, math.sqrt(apart) + _ALIKE * rounded * math.sqrt(squared_norm(out))
+
+
+def squared_norm(values: np.ndarray) -> float:
+    """||values||_F^2, added up in float64."""
+    wide = values.astype(np.float64, copy=False)
+    return float(np.vdot(wide, wide))
 
 
 def _squared_lengths(rows: np.ndarray) -> np.ndarray:
@@ -228,14 +214,15 @@ def cut_to_bfloat16(values: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)
 
 
-def bfloat16_pieces(values: np.ndarray) -> list[np.ndarray]:
-    """Up to three bfloat16 matrices that add up to one of float32: 24 bits are three times eight. One of bfloat16 is
-    its only piece."""
+def bfloat16_pieces(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """What adds up to ``values`` [rows, n] in bfloat16, side by side, and how many there are: two for float32, which
+    keep 17 of 24 bits, and one for bfloat16."""
     if values.dtype == BFLOAT16:
-        return [values]
-    pieces = [cut_to_bfloat16(values)]
-    rest = values - pieces[0].astype(np.float32)
-    while len(pieces) < _PIECES and rest.any():
-        pieces.append(cut_to_bfloat16(rest))
-        rest -= pieces[-1].astype(np.float32)
-    return pieces
+        return values, 1
+    first = values.astype(BFLOAT16)
+    return np.concatenate([first, (values - first.astype(np.float32)).astype(BFLOAT16)], axis=1), 2
+
+
+def _added(pieces: np.ndarray, count: int) -> np.ndarray:
+    """Pieces side by side, added up."""
+    return pieces if count == 1 else np.asarray(pieces.reshape(len(pieces), count, -1).sum(axis=1))

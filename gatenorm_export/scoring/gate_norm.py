@@ -12,9 +12,11 @@ import numpy as np
 
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16, Bfloat16Products, Multiply, bfloat16_products
 from gatenorm_export.scoring.pairing import blas_threads
-from gatenorm_export.scoring.rows import ROWS_AT_A_TIME, Matrix
 
 Variant = Literal["all-heads", "per-head"]
+
+ROWS_AT_A_TIME = 16
+"""Rows that are converted to float32 at once: they stay in cache."""
 
 UNIT_FLOAT32, UNIT_FLOAT64 = 2.0**-24, 2.0**-53
 """Unit roundoff: half the distance from 1 to the next number."""
@@ -84,7 +86,7 @@ def exact_flops(rows: int, width: int) -> float:
     return 2.0 * rows * width * min(rows, width)
 
 
-def is_large(query: Matrix, key: Matrix) -> bool:
+def is_large(query: np.ndarray, key: np.ndarray) -> bool:
     """Whether float32 is worth its rounding. Weights stored in float64 keep their precision."""
     return np.float64 not in (query.dtype, key.dtype) and exact_flops(key.shape[0], key.shape[1]) > _FLOAT64_UP_TO_FLOPS
 
@@ -95,7 +97,7 @@ def in_float32_range(score: float, width: int) -> bool:
     return low * width < score < high * width
 
 
-def check_shapes(query: Matrix, key: Matrix, head_dim: int) -> None:
+def check_shapes(query: np.ndarray, key: np.ndarray, head_dim: int) -> None:
     """Raise ValueError where the shapes are no whole heads, or the query heads do not divide among the key heads."""
     if query.ndim != 2 or key.ndim != 2 or head_dim < 1:
         raise ValueError(f"query {query.shape} and key {key.shape} are no matrices of heads of {head_dim}")
@@ -104,7 +106,7 @@ def check_shapes(query: Matrix, key: Matrix, head_dim: int) -> None:
         raise ValueError(f"query {query.shape} and key {key.shape} do not fit heads of {head_dim}")
 
 
-def group_rows(query: Matrix, key_rows: int, head_dim: int) -> Iterator[tuple[slice, list[np.ndarray]]]:
+def group_rows(query: np.ndarray, key_rows: int, head_dim: int) -> Iterator[tuple[slice, list[np.ndarray]]]:
     """The group sum in blocks of rows that stay in cache: (rows of the sum, the blocks to add up for them)."""
     group = len(query) // key_rows
     for head in range(key_rows // head_dim):
@@ -118,11 +120,13 @@ def group_rows(query: Matrix, key_rows: int, head_dim: int) -> Iterator[tuple[sl
 def group_sum(query: np.ndarray, key_rows: int, head_dim: int, dtype: type[np.floating]) -> np.ndarray:
     """The query heads of each key head added up, [key_rows, d_model] in ``dtype``."""
     summed = np.empty((key_rows, query.shape[1]), dtype)
+    converted = np.empty((ROWS_AT_A_TIME, query.shape[1]), dtype)
     for rows, blocks in group_rows(query, key_rows, head_dim):
         target = summed[rows]
         np.copyto(target, blocks[0], casting="unsafe")
         for block in blocks[1:]:
-            np.add(target, block.astype(dtype), out=target)
+            np.copyto(converted[: len(block)], block, casting="unsafe")
+            np.add(target, converted[: len(block)], out=target)
     return summed
 
 

@@ -20,7 +20,6 @@ from gatenorm_export.scoring.gate_norm import (
     is_large,
 )
 from gatenorm_export.scoring.pairing import StreamedLayer
-from gatenorm_export.scoring.rows import Matrix
 from gatenorm_export.scoring.signs import SIGNS_PER_ROW
 from gatenorm_export.scoring.sketch import Layer, Sketch, estimate, sketched
 
@@ -35,8 +34,8 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class Step:
-    """One way to score a layer. A sketch has ``columns`` of its own, or is the one before made sharper by ``rank``
-    directions; without either a score is exact."""
+    """One way to score a layer. A sketch has ``columns`` of its own beside those before, or only those before, and
+    ``rank`` directions make them sharper; without either a score is exact."""
 
     name: str
     columns: int = 0
@@ -51,10 +50,9 @@ class Step:
 
     def columns_for(self, query_rows: int, rows: int, width: int, *, fast: bool) -> int:
         """Columns of a sketch of a layer of that shape. The product of both projections costs their square: beyond a
-        certain share of what projecting costs it takes longer than narrower intervals save, less so where directions
-        are taken too, and where bfloat16 units make products ``fast``."""
-        share = (80 if self.rank else 13) * (5 if fast else 1)
-        return min(self.columns, math.isqrt(share * query_rows * width // rows))
+        certain share of what projecting costs it takes longer than narrower intervals save, less so where bfloat16
+        units make products ``fast``."""
+        return min(self.columns, math.isqrt((50 if fast else 10) * query_rows * width // rows))
 
     def flops(self, rows: int, width: int) -> float:
         """Operations of a sketch of a layer whose key weights are [rows, width]."""
@@ -67,7 +65,7 @@ EXACT = (Step("exact"), Step("exact in float64", float64=True))
 SKETCHES = (
     Step("sketch", columns=512),
     Step("refined sketch", rank=32),
-    Step("finest sketch", columns=640, rank=96),
+    Step("finest sketch", columns=512, rank=96),
 )
 
 
@@ -86,7 +84,7 @@ class Found:
     arithmetic: str
     exact: bool = False
     final: bool = False
-    sketch: Sketch | None = None
+    sketches: tuple[Sketch, ...] = ()
 
     def sharpened(self, after: Found) -> Found:
         """What both know: both intervals hold the score, so what they share does."""
@@ -115,27 +113,18 @@ class Looker:
             NotFinite: its exact score is not finite.
             ValueError: its shapes do not fit.
         """
-        start, sketch = (before.step + 1, before.sketch) if before else (0, None)
-        if self.steps[start].columns and not self.steps[start].rank:
-            with reading:
-                rows = one.rows()
-            guess = None
-            if rows is not None:
-                check_shapes(*rows, self.head_dim)
-                guess = self._sketched(one.layer, rows, start) if self._takes(*rows, start, None) else None
-            for part in rows or ():
-                part.release()
-            if guess is not None:
-                return guess
+        start, sketches = (before.step + 1, before.sketches) if before else (0, ())
         with reading:
             query, key = one.load()
+        # Beside the reading of others. Then a product finds in the caches what of the weights fits there.
+        one.take_digest()
         check_shapes(query, key, self.head_dim)
         while not self.steps[start].exact:
-            if self._takes(query, key, start, sketch):
+            if self._takes(query, key, start, sketches):
                 if self.steps[start].rank and len(query) > len(key):
                     # Several products follow: one pass over all heads serves them, and their memory is free for others.
                     query = group_sum(query, len(key), self.head_dim, np.float32)
-                guess = self._sketched(one.layer, (query, key), start, sketch)
+                guess = self._sketched((query, key), start, sketches)
                 if guess is not None:
                     return guess
                 with reading:
@@ -143,16 +132,16 @@ class Looker:
             start += 1
         return self._exact(one.layer, (query, key), start)
 
-    def _takes(self, query: Matrix, key: Matrix, number: int, before: Sketch | None) -> bool:
+    def _takes(self, query: np.ndarray, key: np.ndarray, number: int, before: Sequence[Sketch]) -> bool:
         """Whether a sketch step is worth its time: not where the layer is small for it, or no sketch is there to make
         sharper."""
         step, (rows, width) = self.steps[number], key.shape
         if not is_large(query, key) or step.flops(rows, width) * 2 > exact_flops(rows, width):
             return False
-        return step.columns > 0 or before is not None
+        return step.columns > 0 or len(before) > 0
 
     def _sketched(
-        self, layer: int, weights: tuple[Matrix, Matrix], number: int, before: Sketch | None = None
+        self, weights: tuple[np.ndarray, np.ndarray], number: int, sketches: tuple[Sketch, ...]
     ) -> Found | None:
         """Take a sketch step; None where figures leave the range of float32."""
         query, key = weights
@@ -160,14 +149,12 @@ class Looker:
         factors = Layer.of(query, key, self.head_dim)
         if step.columns:
             columns = step.columns_for(len(query), rows, width, fast=bool(factors.b.arithmetic))
-            before = sketched(factors, columns=columns, seed=(self.seed, number))
-        sketch = before
-        assert sketch is not None
-        guess = estimate(factors, sketch, rank=step.rank)
+            sketches = (*sketches, sketched(factors, columns=columns, seed=(self.seed, number)))
+        guess = estimate(factors, sketches, rank=step.rank)
         if not in_float32_range(guess.score, width):
             return None
         arithmetic = f"float32 sketches{factors.b.arithmetic and f' with {factors.b.arithmetic}'}"
-        return Found(guess.score, guess.low, guess.high, number, step.name, arithmetic, sketch=sketch)
+        return Found(guess.score, guess.low, guess.high, number, step.name, arithmetic, sketches=sketches)
 
     def _exact(self, layer: int, weights: tuple[np.ndarray, np.ndarray], number: int) -> Found:
         query, key = weights

@@ -24,10 +24,9 @@ from gatenorm_export.scoring.certify import Certainty
 from gatenorm_export.scoring.gate_norm import Variant
 from gatenorm_export.scoring.looking import NotFinite
 from gatenorm_export.scoring.norms import folded, ranking_shift, require_norms
-from gatenorm_export.scoring.rows import Rows
 from gatenorm_export.scoring.stream import Scored, Scoring, score_layers
 from gatenorm_export.scoring.trend import depth_trend
-from gatenorm_export.scoring.weights import TowerWeights, open_towers, query_key_digest
+from gatenorm_export.scoring.weights import LayerWeights, TowerWeights, open_towers, query_key_digest
 
 _FORMULAS: dict[Variant, str] = {
     "all-heads": "||Wq Wk^T||_F over all heads together (arXiv 2512.20636)",
@@ -161,40 +160,31 @@ def _finite(
 
 
 class _Layer:
-    """One layer as scoring reads it. Where it is mapped from a file, only the first reading makes a digest."""
+    """One layer as scoring reads it. Only the first reading makes a digest."""
 
     def __init__(self, weights: TowerWeights, tensors: LayerTensors, *, fold: bool = False) -> None:
         self._weights = weights
         self.tensors = tensors
         self.layer = tensors.layer
-        self._digest = ""
-        self._rows: tuple[Rows, Rows] | None = None
+        self.digest = ""
+        self._first: LayerWeights | None = None
         self._fold = fold
-
-    @property
-    def digest(self) -> str:
-        """Of the tensors as they were read."""
-        return " ".join(rows.digest for rows in self._rows) if self._rows else self._digest
-
-    def rows(self) -> tuple[Rows, Rows] | None:
-        """Query and key to be read row by row."""
-        self._rows = None if self._fold else self._weights.rows(self.tensors)
-        return self._rows
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Query and key, with the norm weight in them where it is to be folded."""
-        if self._rows and all(rows.complete for rows in self._rows):
-            again = self._weights.mapped(self.tensors)
-            if again is not None:
-                return again
         loaded = self._weights.load(self.tensors)
-        self._digest, self._rows = loaded.digest, None
+        self._first = None if self.digest else loaded
         if not self._fold:
             return loaded.query, loaded.key
         try:
             return folded(loaded.query, loaded.key, self._weights.gain(self.tensors))
         except ValueError as error:
             raise InputError(f"{self._weights.where}: tensor {self.tensors.norm}: {error}") from error
+
+    def take_digest(self) -> None:
+        """Of the tensors as they were read first."""
+        if self._first is not None:
+            self.digest, self._first = self._first.digest, None
 
 
 def _entry(scored: Scored, tower: str) -> LayerScore:

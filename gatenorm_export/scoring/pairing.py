@@ -13,7 +13,6 @@ import numpy as np
 
 from gatenorm_export.processor import usable_threads
 from gatenorm_export.scoring.bfloat16_products import limit_threads
-from gatenorm_export.scoring.rows import Rows
 
 Result = TypeVar("Result")
 
@@ -33,8 +32,8 @@ class StreamedLayer(Protocol):
         """Query and key weights. Called from other threads, one call at a time; again when the layer is looked at more
         closely."""
 
-    def rows(self) -> tuple[Rows, Rows] | None:
-        """The same as rows that are digested on the way, called likewise; None where only :meth:`load` will do."""
+    def take_digest(self) -> None:
+        """Note what identifies the weights that were just loaded; while others are loaded."""
 
 
 Streamed = TypeVar("Streamed", bound=StreamedLayer)

@@ -9,17 +9,19 @@ import numpy as np
 
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16, Multiply
 
-SIGNS_PER_ROW = 16
-"""Columns of a block. Sixteen independent signs for each dimension: no two dimensions can cancel each other in all."""
+SIGNS_PER_ROW = 32
+"""Columns of a block: independent signs for each dimension. What they vary by is told by their pairs, nearly 500."""
 
-# How much of the least that the diagonal can be is taken off: the trace is an estimate too.
-_SURE_DIAGONAL = 0.8
 # Rows of a tile of AMX in pairs, and how far, by a factor of e to that, a block's length may be from what was asked.
 _TILE, _NEAR = 32, 0.3
 
 
 class BlockSigns:
-    """A random matrix F [width, columns], block diagonal, of signs / sqrt(SIGNS_PER_ROW): E[F F^T] = I."""
+    """A random matrix F [width, columns], block diagonal, of signs: E[F F^T] = SIGNS_PER_ROW I.
+
+    All blocks hold the same signs: no column has rows of two blocks, so the mean does not care, and rows of weights are
+    projected as one product of rows as long as a block.
+    """
 
     def __init__(self, width: int, columns: int, rng: np.random.Generator) -> None:
         """About ``columns`` of them: as many as blocks of one length make, a divisor of the width where one is near."""
@@ -27,42 +29,41 @@ class BlockSigns:
         self.block = _even_block(width, width / blocks) or width // blocks
         self._full = width // self.block
         self._rest = width - self._full * self.block
-        self.blocks = self._full + (self._rest > 0)
-        self.columns = self.blocks * SIGNS_PER_ROW
-        signs = rng.integers(0, 2, (width, SIGNS_PER_ROW), dtype=np.int8).astype(np.float32)
-        signs = (2 * signs - 1) / np.float32(math.sqrt(SIGNS_PER_ROW))
-        # Quarters are exact in any float type.
+        self.columns = (self._full + (self._rest > 0)) * SIGNS_PER_ROW
+        signs = 2.0 * rng.integers(0, 2, (self.block, SIGNS_PER_ROW), dtype=np.int8) - 1
+        # How often each row of a block is there.
+        times = np.full(self.block, self._full) + (np.arange(self.block) < self._rest)
+        self._overlap = (signs.T * times) @ signs / (width * SIGNS_PER_ROW)
         self._signs = {dtype: signs.astype(dtype) for dtype in (np.dtype(np.float32), BFLOAT16)}
 
     def form(self, small: np.ndarray) -> tuple[float, float]:
-        """What the columns of a projected matrix [m, columns] tell of the form in these signs, S without its diagonal:
-        the sum of ||S_b||_F^2 over the blocks, and a bound on the largest eigenvalue.
+        """What a matrix [columns, m] that was projected, and divided by the root of SIGNS_PER_ROW, tells of the form in
+        these signs, the sum S of the blocks S_b without its diagonal: ||S||_F^2, and its largest eigenvalue.
 
-        (z^T S_b z')^2 of two different columns has the mean ||S_b||_F^2, diagonal and all. Of it the diagonal is at
-        least (trace S_b)^2 / rows, and the trace is what the columns' norms estimate.
+        (z^T S z')^2 of two different columns has the mean ||S||_F^2, diagonal and all. What signs do not vary by may be
+        taken off before: a multiple of the identity of which the trace says how much of the diagonal it is. The matrix
+        of all z^T S z' has the largest eigenvalue of S as its own where that is most of S, and a larger one else.
         """
-        total = largest = 0.0
-        for number in range(self.blocks):
-            block = small[:, number * SIGNS_PER_ROW : (number + 1) * SIGNS_PER_ROW]
-            gram = block.T @ block
-            diagonal = gram.diagonal()
-            pairs = float(np.vdot(gram, gram) - np.vdot(diagonal, diagonal))
-            squared = pairs * SIGNS_PER_ROW / (SIGNS_PER_ROW - 1)
-            rows = self.block if number < self._full else self._rest
-            beside = max(squared - _SURE_DIAGONAL * float(diagonal.sum()) ** 2 / rows, (1 - _SURE_DIAGONAL) * squared)
-            total, largest = total + beside, max(largest, beside)
-        return total, math.sqrt(largest)
+        blocks = small.reshape(-1, SIGNS_PER_ROW, small.shape[1])
+        gram = np.matmul(blocks, blocks.transpose(0, 2, 1)).sum(axis=0, dtype=np.float64)
+        pairs = gram - gram.trace() * self._overlap
+        np.fill_diagonal(pairs, 0.0)
+        pairs *= SIGNS_PER_ROW / (SIGNS_PER_ROW - 1)
+        squared = float(np.vdot(pairs, pairs)) * (SIGNS_PER_ROW - 1) / SIGNS_PER_ROW
+        return squared, float(np.abs(np.linalg.eigvalsh(pairs)).max()) if math.isfinite(squared) else math.nan
 
     def project(self, rows: np.ndarray, out: np.ndarray, multiply: Multiply = np.matmul) -> None:
         """rows [n, width] times the matrix, into ``out`` [n, columns]; ``multiply`` takes the type of the rows."""
         signs = self._signs[rows.dtype]
+        if not self._rest:
+            multiply(rows.reshape(-1, self.block), signs, out.reshape(-1, SIGNS_PER_ROW))
+            return
         cut, wide = self._full * self.block, self._full * SIGNS_PER_ROW
         # Four dimensions, as of heads of attention: that layout is one which oneDNN does not copy.
         left = rows[:, :cut].reshape(1, len(rows), self._full, self.block).transpose(0, 2, 1, 3)
         target = out[:, :wide].reshape(1, len(rows), self._full, SIGNS_PER_ROW).transpose(0, 2, 1, 3)
-        multiply(left, signs[:cut].reshape(1, self._full, self.block, SIGNS_PER_ROW), target)
-        if self._rest:
-            multiply(rows[:, cut:], signs[cut:], out[:, wide:])
+        multiply(left, signs[np.newaxis, np.newaxis], target)
+        multiply(rows[:, cut:], signs[: self._rest], out[:, wide:])
 
 
 @functools.lru_cache(maxsize=8)

@@ -26,13 +26,13 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16
-from gatenorm_export.scoring.factors import Factor, cut_to_bfloat16, factor, inner_products
-from gatenorm_export.scoring.rows import Matrix
+from gatenorm_export.scoring.factors import Factor, cut_to_bfloat16, factor, inner_products, squared_norm
 from gatenorm_export.scoring.signs import SIGNS_PER_ROW, BlockSigns, block_signs
 
 FAILURE_EXPONENT = 16.0
@@ -53,8 +53,8 @@ _WORST_LOSS = 1000.0
 
 @dataclass(frozen=True)
 class Sketch:
-    """M' = (A F)^T (B G) of a layer, [columns, columns], how far off rounding makes its norm, and what its signs were
-    drawn from."""
+    """M' = (A F)^T (B G) / SIGNS_PER_ROW of a layer, about [columns, columns] in float32, how far off its norm is by
+    rounding, and what its signs were drawn from."""
 
     small: np.ndarray
     rounding: float
@@ -82,7 +82,7 @@ class Layer:
     width: int
 
     @classmethod
-    def of(cls, query: Matrix, key: Matrix, head_dim: int) -> Layer:
+    def of(cls, query: np.ndarray, key: np.ndarray, head_dim: int) -> Layer:
         """From weights as they are stored."""
         rows, width = key.shape
         return cls(factor(query, rows, head_dim), factor(key, rows, head_dim), rows, width)
@@ -93,20 +93,19 @@ def sketched(layer: Layer, *, columns: int, seed: tuple[int, ...]) -> Sketch:
     left, right = block_signs(layer.width, columns, seed)
     key, query = layer.b.project(right), layer.a.project(left)
     small, rounding = inner_products(query, key)
-    return Sketch(small, rounding, columns, seed)
+    return Sketch(small / SIGNS_PER_ROW, rounding / SIGNS_PER_ROW, columns, seed)
 
 
-def estimate(layer: Layer, sketch: Sketch, *, rank: int = 0) -> Estimate:
-    """The score of the layer that was sketched. Up to ``rank`` directions are taken exactly, which goes through the
-    weights twice more. Weights with NaN or infinity give a score that is not finite."""
-    left, right = block_signs(layer.width, sketch.columns, sketch.seed)
+def estimate(layer: Layer, sketches: Sequence[Sketch], *, rank: int = 0) -> Estimate:
+    """The score of the layer that was sketched, once or with several seeds. Up to ``rank`` directions are taken
+    exactly, which goes through the weights twice more. Weights with NaN or infinity give a score that is not finite."""
     if not rank:
-        return _interval_of(sketch.small, 0.0, sketch.rounding, left, right)
-    directions, unit = _directions(layer, rank, (*sketch.seed, rank))
+        return _interval_of(layer.width, sketches, 0.0)
+    directions, unit = _directions(layer, rank, (*sketches[-1].seed, rank))
     image = layer.b.transposed_times(layer.a.times(directions)) @ unit
-    inside, outside = _projected(directions.astype(np.float32) @ unit, left), _projected(image, right)
-    rest = sketch.small - inside.T.astype(np.float64) @ outside.astype(np.float64)
-    return _interval_of(rest, float(np.vdot(image, image)), sketch.rounding, left, right)
+    along = directions.astype(np.float32) @ unit
+    rests = [replace(one, small=one.small - _within(layer.width, one, along, image)) for one in sketches]
+    return _interval_of(layer.width, rests, float(np.vdot(image, image)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -135,6 +134,13 @@ def _directions(layer: Layer, rank: int, seed: tuple[int, ...]) -> tuple[np.ndar
     return spanning, np.linalg.inv(np.linalg.cholesky(wide.T @ wide)).T.astype(np.float32)
 
 
+def _within(width: int, sketch: Sketch, directions: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """What the sketch of L L^T M would be, of orthonormal ``directions`` L [width, n] and their ``image`` M^T L."""
+    left, right = block_signs(width, sketch.columns, sketch.seed)
+    inside, outside = _projected(directions, left), _projected(image, right)
+    return np.asarray(inside.T @ (outside / np.float32(SIGNS_PER_ROW)))
+
+
 def _projected(columns: np.ndarray, signs: BlockSigns) -> np.ndarray:
     """columns [width, n], transposed, times the signs: [n, columns of the signs]."""
     out = np.empty((columns.shape[1], signs.columns), np.float32)
@@ -142,14 +148,22 @@ def _projected(columns: np.ndarray, signs: BlockSigns) -> np.ndarray:
     return out
 
 
-def _interval_of(small: np.ndarray, captured: float, rounding: float, left: BlockSigns, right: BlockSigns) -> Estimate:
-    squared = float(np.vdot(small, small))
-    if not np.isfinite(squared + captured):
-        return Estimate(math.nan, math.nan, math.nan)
-    low, high = _interval(squared, left.form(small.T), right.form(small))
-    if squared:
-        off = rounding / math.sqrt(squared)
-        low, high = low * max(1 - off, 0.0) ** 2, high * (1 + off) ** 2
+def _interval_of(width: int, sketches: Sequence[Sketch], captured: float) -> Estimate:
+    """What sketches of a matrix tell of its norm, with what was ``captured`` beside it. They count by their columns,
+    which their variances fall with."""
+    total = sum(one.columns for one in sketches)
+    squared = spread = largest = off = 0.0
+    for one in sketches:
+        share, own = one.columns / total, squared_norm(one.small)
+        if not np.isfinite(own + captured):
+            return Estimate(math.nan, math.nan, math.nan)
+        squared += share * own
+        left, right = block_signs(width, one.columns, one.seed)
+        for form, eigenvalue in (left.form(one.small), right.form(one.small.T)):
+            spread, largest = spread + share**2 * form, max(largest, share * eigenvalue)
+        off = max(off, one.rounding / math.sqrt(own) if own else 0.0)
+    low, high = _interval(squared, spread, largest)
+    low, high = low * max(1 - off, 0.0) ** 2, high * (1 + off) ** 2
     if math.isinf(high) and squared * _WORST_LOSS <= 1e-3 * captured:
         # What is left beside the directions is next to nothing, and rounding in part: no form of it can matter.
         high = squared * _WORST_LOSS
@@ -160,12 +174,12 @@ def _interval_of(small: np.ndarray, captured: float, rounding: float, left: Bloc
     )
 
 
-def _interval(squared: float, *forms: tuple[float, float]) -> tuple[float, float]:
-    """Where the exact squared norm is, by lemma 1 of Laurent and Massart for the forms of both sides."""
+def _interval(squared: float, spread: float, largest: float) -> tuple[float, float]:
+    """Where the exact squared norm is, by lemma 1 of Laurent and Massart for forms that are independent, of the squared
+    norm ``spread`` together, and their largest eigenvalue."""
     if squared == 0.0:
         return 0.0, math.inf
-    spread = sum(frobenius for frobenius, _ in forms)
     width = math.sqrt(4 * FAILURE_EXPONENT * spread / SIGNS_PER_ROW) / squared
     # Only the upper tail of a form has an exponential part, with its largest eigenvalue.
-    tail = 2 * FAILURE_EXPONENT * max(largest for _, largest in forms) / SIGNS_PER_ROW / squared
+    tail = 2 * FAILURE_EXPONENT * largest / SIGNS_PER_ROW / squared
     return squared / (1 + width + tail), squared / (1 - width) if width < 1 else math.inf

@@ -100,7 +100,7 @@ def _forget_sketches(found: dict[int, Found], standing: Sequence[Interval], cuts
     """Of a layer that is decided at every cut no sketch is made sharper: two megabytes each at a thousand key rows."""
     left = {layer for cut in cuts for layer in undecided(standing, cut)}
     for layer in found.keys() - left:
-        found[layer] = replace(found[layer], sketch=None)
+        found[layer] = replace(found[layer], sketches=())
 
 
 def _intervals(found: dict[int, Found], protect: Collection[int]) -> list[Interval]:

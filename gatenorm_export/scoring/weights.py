@@ -18,19 +18,15 @@ from gatenorm_export.architectures import (
     towers_of_gguf,
     towers_of_onnx,
 )
-from gatenorm_export.architectures.layouts import SEPARATE
-from gatenorm_export.checkpoints import TensorSource, open_tensors
+from gatenorm_export.checkpoints import StoredTensor, TensorSource, open_tensors
 from gatenorm_export.checkpoints.locate import CONFIG
 from gatenorm_export.checkpoints.opening import folder_of
 from gatenorm_export.checkpoints.packed import SCALED
 from gatenorm_export.checkpoints.ranges import read_json
-from gatenorm_export.checkpoints.safetensors_file import SafetensorsSource
 from gatenorm_export.errors import InputError
 from gatenorm_export.records import ModelSpec, TowerSpec
 from gatenorm_export.scoring.norms import gain_of
-from gatenorm_export.scoring.rows import ROWS_AT_A_TIME, Rows
 
-_STREAMED_DTYPES = ("BF16", "F16", "F32")
 _WHOLE_NUMBERS = frozenset({"BOOL", *(f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64))})
 _WITH_CONFIG = frozenset({"safetensors", "torch"})
 
@@ -38,11 +34,16 @@ _WITH_CONFIG = frozenset({"safetensors", "torch"})
 @dataclass(frozen=True)
 class LayerWeights:
     """Query [n_heads * head_dim, d_model] and key [n_kv_heads * head_dim, d_model] of one layer, in the stored
-    precision where numpy has it, and a digest of the tensors as they are stored."""
+    precision where numpy has it, and the tensors that they come from."""
 
     query: np.ndarray
     key: np.ndarray
-    digest: str
+    tensors: tuple[StoredTensor, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of the tensors as they are stored."""
+        return " ".join(tensor.digest for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
@@ -59,36 +60,9 @@ class TowerWeights:
         Raises:
             InputError: a tensor cannot be read; the text names file and tensor.
         """
-        stored = [self.source.read(name) for name in layer.names]
-        query, key = self.tower.split(layer, [tensor.values for tensor in stored])
-        return LayerWeights(query, key, " ".join(tensor.digest for tensor in stored))
-
-    def rows(self, layer: LayerTensors) -> tuple[Rows, Rows] | None:
-        """Query and key of one layer as rows that are digested on the way; None where the source or the layout has no
-        such rows.
-
-        Raises:
-            InputError: as :meth:`load`.
-        """
-        mapped = self.mapped(layer)
-        if mapped is None:
-            return None
-        query, key = mapped
-        return Rows(query, window=ROWS_AT_A_TIME), Rows(key, window=ROWS_AT_A_TIME)
-
-    def mapped(self, layer: LayerTensors) -> tuple[np.ndarray, np.ndarray] | None:
-        """Query and key of one layer without a digest, read where they are used; None as :meth:`rows`.
-
-        Raises:
-            InputError: as :meth:`load`.
-        """
-        source = self.source
-        if not isinstance(source, SafetensorsSource) or not source.mapped or self.tower.layout != SEPARATE:
-            return None
-        if any(source.tensors[name].dtype not in _STREAMED_DTYPES for name in layer.names):
-            return None
-        query, key = (source.values(name) for name in layer.names)
-        return query, key
+        tensors = tuple(self.source.read(name) for name in layer.names)
+        query, key = self.tower.split(layer, [tensor.values for tensor in tensors])
+        return LayerWeights(query, key, tensors)
 
     def gain(self, layer: LayerTensors) -> np.ndarray:
         """What the norm before attention multiplies by, [d_model] float64; ones where the stream is normed already.
