@@ -145,6 +145,24 @@ def test_grouped_queries_are_summed(rank: int) -> None:
 
 
 @pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("alike", [False, True], ids=["heads of their own", "heads alike"])
+@pytest.mark.parametrize("group", [2, 8, 12])
+def test_the_interval_of_grouped_queries_holds_the_exact_score(group: int, alike: bool) -> None:
+    rng = np.random.default_rng(group)
+    query, key = rng.normal(size=(32 * group, 160)), rng.normal(size=(32, 160)).astype(BFLOAT16)
+    if alike:
+        query[:] = np.tile(query[:16] / 3, (2 * group, 1))
+    stored = query.astype(BFLOAT16)
+    exact = gate_norm(stored.astype(np.float64), key.astype(np.float64), head_dim=16)
+    layer = Layer.of(stored, key, 16)
+    for seed in range(40):
+        once = sketched(layer, columns=96, seed=(seed,))
+        for rank in (0, 8):
+            found = estimate(layer, [once], rank=rank)
+            assert found.low <= exact <= found.high
+
+
+@pytest.mark.usefixtures("arithmetic")
 def test_a_seed_is_a_result() -> None:
     query, key = (
         weights.astype(BFLOAT16) for weights in with_spectrum(SPECTRA["flat"], np.random.default_rng(5), aligned=False)

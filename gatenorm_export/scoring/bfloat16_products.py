@@ -30,10 +30,12 @@ _MAJOR = 3
 _CPU = 1
 _IN_ORDER = 1
 _TYPES = {BFLOAT16: 2, np.dtype(np.float32): 3}
-_SOURCE, _WEIGHTS, _TARGET, _SCRATCHPAD = 1, 33, 17, 80
+_SOURCE, _WEIGHTS, _TARGET, _SCRATCHPAD, _SOURCES = 1, 33, 17, 80, 1024
 _QUERY_SCRATCHPAD = 136
 _SCRATCHPAD_OF_USER = 1
 _LARGEST_RANK = 12
+# Of more, the library makes a sum element by element, a hundred times slower.
+_SUMMANDS = 8
 # Instruction sets are bits, each on top of those before it.
 _ISA_BFLOAT16, _ISA_AMX = 0xE7, 0x200
 
@@ -53,7 +55,7 @@ class _Version(ctypes.Structure):
     )
 
 
-# Products that were made ready, and how many threads they may take, thread by thread.
+# What was made ready, and how many threads it may take, thread by thread.
 _here = threading.local()
 
 
@@ -116,20 +118,22 @@ class Bfloat16Products:
         self.call("stream_create", ctypes.byref(self.stream), self.engine, _IN_ORDER)
 
     def multiply(self, left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
-        """``left`` [..., m, k] times ``right`` [..., k, n], both bfloat16, into ``out`` [..., m, n], float32.
+        """``left`` [..., m, k] times ``right`` [..., k, n], both bfloat16, into ``out`` [..., m, n], either type.
 
         Like ``np.matmul``, with as many dimensions on either side; strides may be any.
         """
-        here = _here.__dict__
-        if "products" not in here:
-            here["products"] = {}
-            if "threads" in here:
-                # Of the library's own OpenMP: symbols of what it depends on are found through it.
-                self.library.omp_set_num_threads(here["threads"])
-        shape = tuple((array.shape, array.strides) for array in (left, right, out))
-        if shape not in here["products"]:
-            here["products"][shape] = _Product(self, left, right, out)
-        here["products"][shape].run(left, right, out)
+        self._run(_Product, (left, right), out)
+
+    def add(self, parts: np.ndarray, out: np.ndarray) -> None:
+        """The sum of bfloat16 matrices, [n, rows, width] without gaps, in float32, into ``out`` of either type."""
+        if len(parts) <= _SUMMANDS:
+            self._run(_Sum, tuple(parts), out)
+            return
+        total, more = np.zeros(out.shape, np.float32), np.empty(out.shape, np.float32)
+        for start in range(0, len(parts), _SUMMANDS):
+            self._run(_Sum, tuple(parts[start : start + _SUMMANDS]), more)
+            total += more
+        out[...] = total
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the library that returns a status."""
@@ -137,36 +141,51 @@ class Bfloat16Products:
         if status:
             raise RuntimeError(f"oneDNN: {name} failed with status {status}")
 
+    def _run(self, kind: type[_Primitive], sources: tuple[np.ndarray, ...], out: np.ndarray) -> None:
+        here = _here.__dict__
+        if "primitives" not in here:
+            here["primitives"] = {}
+            if "threads" in here:
+                # Of the library's own OpenMP: symbols of what it depends on are found through it.
+                self.library.omp_set_num_threads(here["threads"])
+        shape = (kind, *((array.dtype, array.shape, array.strides) for array in (*sources, out)))
+        if shape not in here["primitives"]:
+            here["primitives"][shape] = kind(self, sources, out)
+        here["primitives"][shape].run(sources, out)
 
-class _Product:
-    """A product of one shape, made ready for one thread."""
 
-    def __init__(self, owner: Bfloat16Products, left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
-        library, engine = owner.library, owner.engine
+class _Primitive:
+    """An operation on arrays of certain shapes, made ready for one thread."""
+
+    def __init__(self, owner: Bfloat16Products, sources: tuple[np.ndarray, ...], out: np.ndarray) -> None:
+        library = owner.library
         self._owner = owner
         self._made: list[tuple[str, _Handle]] = []
-        sides = [self._layout(array) for array in (left, right, out)]
+        layouts = [self._layout(array) for array in (*sources, out)]
         options = self._new("primitive_attr", "primitive_attr_create")
         owner.call("primitive_attr_set_scratchpad_mode", options, _SCRATCHPAD_OF_USER)
-        described = self._new(
-            "primitive_desc", "matmul_primitive_desc_create", engine, sides[0], sides[1], None, sides[2], options
-        )
+        described = self._described(layouts[:-1], layouts[-1], options)
         self._primitive = self._new("primitive", "primitive_create", described)
-        scratch = _Handle(library.dnnl_primitive_desc_query_md(described, _QUERY_SCRATCHPAD, 0))
+        layouts.append(_Handle(library.dnnl_primitive_desc_query_md(described, _QUERY_SCRATCHPAD, 0)))
         # Memory of one's own: what the library keeps for a thread must be given back by that thread.
-        self._scratch = np.empty(max(1, library.dnnl_memory_desc_get_size(scratch)), np.uint8)
-        self._memories = [self._new("memory", "memory_create", layout, engine, None) for layout in (*sides, scratch)]
-        indices = (_SOURCE, _WEIGHTS, _TARGET, _SCRATCHPAD)
-        pairs = zip(indices, self._memories, strict=True)
-        self._arguments = (_Argument * 4)(*(_Argument(index, memory) for index, memory in pairs))
+        self._scratch = np.empty(max(1, library.dnnl_memory_desc_get_size(layouts[-1])), np.uint8)
+        self._memories = [self._new("memory", "memory_create", layout, owner.engine, None) for layout in layouts]
+        pairs = zip((*self._indices(len(sources)), _TARGET, _SCRATCHPAD), self._memories, strict=True)
+        self._arguments = (_Argument * len(layouts))(*(_Argument(index, memory) for index, memory in pairs))
 
-    def run(self, left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
-        """The product of arrays of these shapes."""
+    def run(self, sources: tuple[np.ndarray, ...], out: np.ndarray) -> None:
+        """The operation on arrays of these shapes."""
         owner = self._owner
-        for memory, array in zip(self._memories, (left, right, out, self._scratch), strict=True):
+        for memory, array in zip(self._memories, (*sources, out, self._scratch), strict=True):
             owner.set_data(memory, array.ctypes.data)
         # On a CPU whose threads are OpenMP's this returns when it is done.
-        owner.call("primitive_execute", self._primitive, owner.stream, 4, self._arguments)
+        owner.call("primitive_execute", self._primitive, owner.stream, len(self._arguments), self._arguments)
+
+    def _described(self, sources: list[_Handle], out: _Handle, options: _Handle) -> _Handle:
+        raise NotImplementedError
+
+    def _indices(self, count: int) -> tuple[int, ...]:
+        raise NotImplementedError
 
     def _layout(self, array: np.ndarray) -> _Handle:
         strides = (stride // array.itemsize for stride in array.strides)
@@ -183,3 +202,24 @@ class _Product:
         while self._made:
             kind, handle = self._made.pop()
             self._owner.call(f"{kind}_destroy", handle)
+
+
+class _Product(_Primitive):
+    def _described(self, sources: list[_Handle], out: _Handle, options: _Handle) -> _Handle:
+        left, right = sources
+        arguments = (self._owner.engine, left, right, None, out, options)
+        return self._new("primitive_desc", "matmul_primitive_desc_create", *arguments)
+
+    def _indices(self, count: int) -> tuple[int, ...]:
+        return _SOURCE, _WEIGHTS
+
+
+class _Sum(_Primitive):
+    def _described(self, sources: list[_Handle], out: _Handle, options: _Handle) -> _Handle:
+        count = len(sources)
+        ones, layouts = (ctypes.c_float * count)(*[1.0] * count), (_Handle * count)(*sources)
+        arguments = (self._owner.engine, out, count, ones, layouts, options)
+        return self._new("primitive_desc", "sum_primitive_desc_create", *arguments)
+
+    def _indices(self, count: int) -> tuple[int, ...]:
+        return tuple(range(_SOURCES, _SOURCES + count))

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from gatenorm_export.scoring.bfloat16_products import BFLOAT16, Bfloat16Products, bfloat16_products
-from gatenorm_export.scoring.gate_norm import ROWS_AT_A_TIME, group_sum
+from gatenorm_export.scoring.gate_norm import ROWS_AT_A_TIME, by_group, group_sum
 from gatenorm_export.scoring.signs import BlockSigns
 
 # Columns of weights that a product goes through at a time when it goes through them by columns.
@@ -30,9 +30,12 @@ class Factor(Protocol):
     def arithmetic(self) -> str:
         """What multiplies, for records; empty for numpy."""
 
+    @property
+    def roundings(self) -> int:
+        """How often :meth:`project` rounds to bfloat16 on the way."""
+
     def project(self, signs: BlockSigns) -> np.ndarray:
-        """A F, [rows, columns], in float32, or in bfloat16 where that is cheaper; goes through the rows once, from the
-        first to the last."""
+        """A F, [rows, columns], in float32, or in bfloat16 where that is cheaper; goes through the weights once."""
 
     def times(self, right: np.ndarray) -> np.ndarray:
         """A Z, [rows, n], in float32; Z in float32 or bfloat16."""
@@ -53,6 +56,7 @@ class Float32Factor:
     """By numpy, converted a few rows at a time."""
 
     arithmetic = ""
+    roundings = 0
 
     def __init__(self, weights: np.ndarray, rows: int, head_dim: int) -> None:
         self._weights, self._rows, self._head_dim = weights, rows, head_dim
@@ -117,8 +121,8 @@ class Float32Factor:
 
 
 class Bfloat16Factor:
-    """By the CPU's bfloat16 units, as stored. A projection is linear, so heads are summed behind it; other products of
-    grouped heads take their sums in float32, which whoever needs several makes once.
+    """By the CPU's bfloat16 units, as stored. To be projected, grouped heads are summed and rounded; other products of
+    them take sums in float32, which whoever needs several makes once.
 
     A float32 matrix that is multiplied by is taken as the sum of two bfloat16 ones.
     """
@@ -126,6 +130,7 @@ class Bfloat16Factor:
     def __init__(self, weights: np.ndarray, rows: int, head_dim: int, products: Bfloat16Products) -> None:
         self._weights, self._rows, self._head_dim, self._products = weights, rows, head_dim, products
         self._group = len(weights) // rows
+        self.roundings = 1 if self._group == 1 else 2
 
     @property
     def arithmetic(self) -> str:
@@ -138,12 +143,12 @@ class Bfloat16Factor:
         if self._group == 1:
             signs.project(self._weights, out, self._products.multiply)
             return out
-        # What is to be added up is not rounded before.
-        heads = np.empty((self._group, self._head_dim, signs.columns), np.float32)
-        flat = heads.reshape(-1, signs.columns)
-        for head in range(self._rows // self._head_dim):
-            signs.project(self._weights[head * len(flat) : (head + 1) * len(flat)], flat, self._products.multiply)
-            out[head * self._head_dim : (head + 1) * self._head_dim] = heads.sum(axis=0)
+        # A sum streams faster than a product; rounded, it stays in cache and is projected as others are.
+        summed = np.empty((self._head_dim, self._weights.shape[1]), BFLOAT16)
+        groups = by_group(np.ascontiguousarray(self._weights), self._rows, self._head_dim)
+        for heads, target in zip(groups, by_group(out, self._rows, self._head_dim), strict=True):
+            self._products.add(heads, summed)
+            signs.project(summed, target[0], self._products.multiply)
         return out
 
     def times(self, right: np.ndarray) -> np.ndarray:
@@ -172,9 +177,9 @@ class Bfloat16Factor:
         return Float32Factor(summed, self._rows, self._head_dim)
 
 
-def inner_products(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
+def inner_products(left: np.ndarray, right: np.ndarray, roundings: int) -> tuple[np.ndarray, float]:
     """left^T right of what :meth:`Factor.project` gives, [rows, m] and [rows, n], in float32 [m, n], and how far off
-    its Frobenius norm is because of what was rounded to bfloat16.
+    its Frobenius norm is because of the ``roundings`` to bfloat16 on the way of both.
 
     A number that keeps eight bits errs by at most 2^-8 of itself, evenly spread: in the mean square, by 2^-14 / 12. So
     errors that are independent make a matrix whose squared norm is that, times the sum of |a_r|^2 |b_r|^2 over the
@@ -182,18 +187,17 @@ def inner_products(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, flo
     is off by the norm of the error at most. Rows that are alike err alike: the sum over them averages nothing, but what
     the norm makes of hundreds of columns still does.
     """
-    rounded = sum(side.dtype == BFLOAT16 for side in (left, right))
-    products = bfloat16_products() if rounded == 2 else None
+    products = bfloat16_products() if left.dtype == right.dtype == BFLOAT16 else None
     if products is not None:
         out = np.empty((left.shape[1], right.shape[1]), np.float32)
         products.multiply(left.T, right, out)
     else:
         out = left.astype(np.float32, copy=False).T @ right.astype(np.float32, copy=False)
-    if not rounded:
+    if not roundings:
         return out, 0.0
     a_squares, b_squares = (_squared_lengths(side) for side in (left, right))
-    apart = 2.0**-14 / 12 * rounded * float(a_squares @ b_squares)
-    return out, math.sqrt(apart) + _ALIKE * rounded * math.sqrt(squared_norm(out))
+    apart = 2.0**-14 / 12 * roundings * float(a_squares @ b_squares)
+    return out, math.sqrt(apart) + _ALIKE * roundings * math.sqrt(squared_norm(out))
 
 
 def squared_norm(values: np.ndarray) -> float:

@@ -117,9 +117,19 @@ def group_rows(query: np.ndarray, key_rows: int, head_dim: int) -> Iterator[tupl
             yield slice(head * head_dim + start, head * head_dim + stop), blocks
 
 
+def by_group(rows: np.ndarray, key_rows: int, head_dim: int) -> np.ndarray:
+    """Rows of heads [n_heads * head_dim, width] as [n_kv_heads, heads of a group, head_dim, width]."""
+    return rows.reshape(key_rows // head_dim, -1, head_dim, rows.shape[1])
+
+
 def group_sum(query: np.ndarray, key_rows: int, head_dim: int, dtype: type[np.floating]) -> np.ndarray:
     """The query heads of each key head added up, [key_rows, d_model] in ``dtype``."""
     summed = np.empty((key_rows, query.shape[1]), dtype)
+    products = bfloat16_products() if dtype is np.float32 and query.dtype == BFLOAT16 else None
+    if products is not None and query.flags.c_contiguous:
+        for own, target in zip(by_group(query, key_rows, head_dim), by_group(summed, key_rows, head_dim), strict=True):
+            products.add(own, target[0])
+        return summed
     converted = np.empty((ROWS_AT_A_TIME, query.shape[1]), dtype)
     for rows, blocks in group_rows(query, key_rows, head_dim):
         target = summed[rows]

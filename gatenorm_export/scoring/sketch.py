@@ -92,7 +92,7 @@ def sketched(layer: Layer, *, columns: int, seed: tuple[int, ...]) -> Sketch:
     """Go through the weights of one layer once, all heads together, and keep ``columns`` dimensions on either side."""
     left, right = block_signs(layer.width, columns, seed)
     key, query = layer.b.project(right), layer.a.project(left)
-    small, rounding = inner_products(query, key)
+    small, rounding = inner_products(query, key, layer.a.roundings + layer.b.roundings)
     return Sketch(small / SIGNS_PER_ROW, rounding / SIGNS_PER_ROW, columns, seed)
 
 
