@@ -183,7 +183,7 @@ def inner_products(left: np.ndarray, right: np.ndarray, roundings: int) -> tuple
 
     A number that keeps eight bits errs by at most 2^-8 of itself, evenly spread: in the mean square, by 2^-14 / 12. So
     errors that are independent make a matrix whose squared norm is that, times the sum of |a_r|^2 |b_r|^2 over the
-    rows, for each side; one row in 17 stands for it, a number that shares no factor with the size of a head. The norm
+    rows, for each rounding; one column in 13 stands for all, a number that shares no factor with their blocks. The norm
     is off by the norm of the error at most. Rows that are alike err alike: the sum over them averages nothing, but what
     the norm makes of hundreds of columns still does.
     """

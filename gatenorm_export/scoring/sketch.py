@@ -2,17 +2,18 @@
 
 The gate matrix M = A^T B (A the query weights, summed over each group, B the key weights) is never formed. Both sides
 are projected to ``columns`` dimensions, M' = (A F)^T (B G), and ||M'||_F^2 estimates ||M||_F^2 without bias: F and G
-are block diagonal with dense random signs in each block, so that projecting costs little more than reading.
+are block diagonal with the same dense random signs in each block, so that projecting costs little more than reading.
 
-*Interval.* With the other side held, the estimate is a quadratic form z^T S z in random signs, plus what does not vary.
-Its variance is 2 / k times the sum of ||S_b||_F^2 over the diagonal blocks S_b of M^T M (then of M G G^T M^T), without
-their diagonals, where k is the number of signs in a row. The sketch measures that sum: inner products (z^T S_b z')^2 of
-different columns of a block have ||S_b||_F^2 as their mean, and overstate it by the noise of the other side. The half
-width is that of lemma 1 of Laurent and Massart (Annals of Statistics 28, 2000) for Gaussian forms of that variance at
-e^-t on either side, t = 16, relative to the estimate: the interval runs from X / (1 + w) to X / (1 - w), so that an
-estimate that is too small comes with too large a width. This is conservative, not a theorem: signs vary less than
-Gaussians, but the variance is measured. Where one block of columns holds all of the norm it is measured badly; then w
-passes 1, and the upper end is infinite. In the tests, w is six and more standard deviations for every spectrum tried.
+*Interval.* With the other side held, the estimate is a quadratic form z^T S z in random signs, plus what does not vary:
+S is the sum of the diagonal blocks of M^T M (then of M G G^T M^T), without its diagonal. Its variance is 2 / k times
+||S||_F^2, where k is the number of signs in a row. The sketch measures that: inner products (z^T S z')^2 of different
+columns have ||S||_F^2 as their mean, and overstate it by the noise of the other side. The half width is that of lemma 1
+of Laurent and Massart (Annals of Statistics 28, 2000) for Gaussian forms of that variance at e^-t on either side,
+t = 16, relative to the estimate: the interval runs from X / (1 + w) to X / (1 - w), so that an estimate that is too
+small comes with too large a width. This is conservative, not a theorem: signs vary less than Gaussians, but the
+variance is measured. Where one direction holds all of S it is measured badly; then w passes 1, and the upper end is
+infinite. In the tests, w is six and more standard deviations for every spectrum tried. Sketches of several seeds are
+averaged.
 
 *Deflation.* Real gate matrices have a few directions that hold most of the norm and nearly all of the variance. A
 sketch is sharpened by finding such directions L, taking ||L^T M||_F^2 exactly, and estimating only the rest,
