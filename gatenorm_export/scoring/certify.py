@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_MUCH_SHARPER = 4.0
+_MUCH_SHARPER = 2.0
 
 
 @dataclass(frozen=True)
