@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from model_zoo import NAMES
 
@@ -104,6 +106,66 @@ def test_weights_of_few_bits(exporter: str, tolerance: float, cache: Path, tmp_p
     assert_alike(scores(graph), expected, tolerance)
     # A scale that was left out would be a factor too, though one of its own for each layer.
     np.testing.assert_allclose(scores(graph), expected, rtol=0.05)
+
+
+FIXED = [
+    ("optimum-encoder", "clip-vision", "", ""),
+    ("optimum-encoder", "siglip-vision", "", ""),
+    ("optimum-speech", "whisper", "encoder_model", ""),
+]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("exporter", "family", "graph", "tower"), FIXED)
+def test_blocks_of_few_bits_and_a_fixed_number_of_tokens(
+    exporter: str, family: str, graph: str, tower: str, bits: int, cache: Path, tmp_path: Path
+) -> None:
+    """Nothing infers the shape of what MatMulNBits gives, while the graph reshapes it to its number of tokens."""
+    graphs = produce(Request(cache, cells.exporter(exporter), models.family(family)))
+    plain = graphs[graph] if graph else next(iter(graphs.values()))
+    quantised, count = in_blocks(plain, bits, tmp_path)
+    assert count >= 4
+    found = scores(tmp_path / "quantised.onnx", tower)
+    np.testing.assert_allclose(found, scores(plain, tower), rtol={4: 0.05, 8: 5e-3}[bits])
+    assert found == pytest.approx(scores(quantised, tower), rel=1e-6)
+
+
+def in_blocks(plain: Path, bits: int, folder: Path) -> tuple[Path, int]:
+    """Write quantised.onnx, and a graph with products of the weights that ONNX Runtime makes of its blocks; both the
+    path of that one and how many products it has."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantiser = MatMulNBitsQuantizer(onnx.load(plain), bits=bits, block_size=16, is_symmetric=False)
+    quantiser.process()
+    onnx.save(quantiser.model.model, folder / "quantised.onnx")
+    model = ir.load(folder / "quantised.onnx")
+    nodes = [node for node in model.graph if node.op_type == "MatMulNBits"]
+    for node in nodes:
+        name = f"{node.outputs[0].name}_weight"
+        weight = ir.Value(name=name, const_value=ir.tensor(multiplied_with_one(node), name=name))
+        model.graph.register_initializer(weight)
+        product = ir.node("MatMul", [node.inputs[0], weight])
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [product], node.outputs, product.outputs)
+    ir.save(model, folder / "plain.onnx")
+    return folder / "plain.onnx", len(nodes)
+
+
+def multiplied_with_one(node: ir.Node) -> np.ndarray:
+    """The weight [in, out] of a MatMulNBits: its result for the identity."""
+    depth = node.attributes["K"].as_int()
+    own = [onnx.numpy_helper.from_array(value.const_value.numpy(), value.name) for value in node.inputs[1:]]
+    alone = onnx.helper.make_graph(
+        [ir.to_proto(node)],
+        "alone",
+        [onnx.helper.make_tensor_value_info(node.inputs[0].name, onnx.TensorProto.FLOAT, [depth, depth])],
+        [onnx.helper.make_tensor_value_info(node.outputs[0].name, onnx.TensorProto.FLOAT, None)],
+        own,
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(alone, opset_imports=opsets, ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (weight,) = session.run(None, {node.inputs[0].name: np.eye(depth, dtype=np.float32)})
+    return weight
 
 
 def test_whisper(cache: Path, tmp_path: Path) -> None:

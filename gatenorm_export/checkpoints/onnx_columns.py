@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gatenorm_export.checkpoints.onnx_constants import whole_numbers
+from gatenorm_export.checkpoints.onnx_lengths import measured
 from gatenorm_export.checkpoints.onnx_projections import Projection, projection_of
 from gatenorm_export.checkpoints.onnx_relayouts import (
     ARITHMETIC,
@@ -52,6 +53,7 @@ class ColumnTracer:
         self._varies = varies
         self.projections: list[Projection] = []
         self._bases: list[int] = [0]
+        self._lengths: dict[ir.Value, list[int] | None] = {}
 
     def columns(self, value: ir.Value) -> Columns | None:
         """The columns that a value holds; None where it holds none."""
@@ -82,7 +84,8 @@ class ColumnTracer:
             return self._filled(node)
         projection = projection_of(node, self._varies)
         if projection is not None:
-            lengths = [1] * projection.rank if value.shape is None else _lengths(value.shape)
+            source = projection.data if value.shape is None else value
+            lengths = (self._measured(source) if source is not None else None) or [1] * projection.rank
             lengths[projection.axis] = projection.width
             # Of lengths that lie there are no columns; where the heads are put together that is said.
             return self._numbered(projection, lengths) if 0 < math.prod(lengths) <= MOST_ELEMENTS else None
@@ -117,12 +120,17 @@ class ColumnTracer:
         found = self._known.get(value) if value is not None else None
         if isinstance(found, Columns):
             lengths = list(found.low.shape)
-        elif value is not None and value.shape is not None:
-            lengths = _lengths(value.shape)
         else:
-            lengths = [1] * 8
+            lengths = (self._measured(value) if value is not None else None) or [1] * 8
         start, end = attribute(node, "start", 0), attribute(node, "end", None)
         return np.array(lengths[start:end], dtype=np.int64)
+
+    def _measured(self, value: ir.Value) -> list[int] | None:
+        """The lengths of a value, where its shape is not written down those of what it was computed from."""
+        if value not in self._lengths:
+            self._lengths[value] = measured(value, self._varies)
+        found = self._lengths[value]
+        return None if found is None else list(found)
 
     def _filled(self, node: ir.Node) -> Known:
         shape, value = self._of(node.inputs[0]), attribute(node, "value", None)
@@ -181,10 +189,6 @@ class ColumnTracer:
             return Columns(low, high)
         except (Untold, ValueError, TypeError, ZeroDivisionError):
             return None
-
-
-def _lengths(shape: ir.Shape) -> list[int]:
-    return [length if isinstance(length, int) else 1 for length in shape]
 
 
 def _each(data: Columns | np.ndarray, move: Callable[[np.ndarray], np.ndarray]) -> Columns | np.ndarray:
