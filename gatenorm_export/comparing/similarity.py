@@ -12,7 +12,15 @@ from gatenorm_export.records import ClassQuality, EmbeddingQuality, LabelQuality
 from gatenorm_export.scoring.ranks import spearman
 
 NEIGHBOURS = 5
+"""Nearest neighbours that are asked for, at most; fewer where that would leave fewer others out than it takes."""
+
 _TOP = 5
+
+_SAME = 1e-5
+"""Two directions that lie nearer are one and the same: float32 graphs round by about a tenth of this."""
+
+_DIGITS = 10
+"""Digits of a cosine that count: a distance of ``_SAME`` moves it by half of the last one."""
 
 
 def embedding_quality(
@@ -22,24 +30,46 @@ def embedding_quality(
 
     The cosine of an item's two vectors says how far the pruned model moved it. Search and clustering only ask which
     items are near which, hence also the cosines among the items of one model, held against the other's: the rank
-    correlation over all pairs, and how many of the nearest neighbours are the same.
+    correlation over all pairs, and how many of the nearest neighbours are the same. Both are of the items that the
+    unpruned model tells apart: those that it gives one vector count once, for they stay together whatever is removed.
+
+    Raises:
+        RefusedError: the unpruned model gives every item the same vector.
     """
     first, second = _directions(base), _directions(pruned)
     cosines = (first * second).sum(axis=1)
-    among = first @ first.T, second @ second.T
-    pairs = np.triu_indices(len(first), 1)
-    neighbours = min(NEIGHBOURS, len(first) - 1)
+    distinct = _told_apart(first)
+    n_distinct = len(distinct)
+    if n_distinct == 1:
+        advice = "images with --images" if items == "images" else "text with --text, of words that its tokenizer knows"
+        raise RefusedError(
+            f"{text}: the unpruned model gives all {len(first)} {items} the same vector, up to its length, so that "
+            f"pruning cannot be judged on them; give other {advice}"
+        )
+    among, others = (np.round(side[distinct] @ side[distinct].T, _DIGITS) for side in (first, second))
+    pairs = np.triu_indices(n_distinct, 1)
+    reason = ""
+    if n_distinct < 3:
+        reason = f"the unpruned model tells only {n_distinct} of the {len(first)} {items} apart"
+    elif len(set(among[pairs].tolist())) == 1:
+        reason = f"the {n_distinct} {items} that the unpruned model tells apart are equally near to each other"
+    # As many as leave at least as many others out: where all are neighbours, all are kept, whatever is removed.
+    neighbours = 0 if reason else min(NEIGHBOURS, (n_distinct - 1) // 2)
+    # A pruned model to which all pairs are equally similar has no order left.
+    order = None if reason else spearman(among[pairs].tolist(), others[pairs].tolist()) or 0.0
     return EmbeddingQuality(
         text=text,
         text_sha256=text_sha256,
         items=items,
         n_items=len(first),
+        n_distinct=n_distinct,
         embedding=embedding,
         mean_cosine=float(cosines.mean()),
         min_cosine=float(cosines.min()),
         neighbours=neighbours,
-        neighbour_overlap=neighbour_overlap(*among, neighbours),
-        spearman_rho=spearman(among[0][pairs].tolist(), among[1][pairs].tolist()) or 0.0,
+        neighbour_overlap=neighbour_overlap(among, others, neighbours) if neighbours else None,
+        spearman_rho=order,
+        no_order_reason=reason,
     )
 
 
@@ -49,11 +79,30 @@ def _directions(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(wide / np.where(lengths == 0, 1.0, lengths))
 
 
+def _told_apart(directions: np.ndarray) -> np.ndarray:
+    """The first item of each direction [items, size], as indices in their order."""
+    squares = (directions**2).sum(axis=1)
+    # By distance, not by cosine, which vectors of zeros have not.
+    distances = squares[:, None] + squares - 2 * directions @ directions.T
+    return np.flatnonzero((distances <= _SAME**2).argmax(axis=1) == np.arange(len(directions)))
+
+
 def neighbour_overlap(base: np.ndarray, pruned: np.ndarray, neighbours: int) -> float:
-    """Mean share of each item's ``neighbours`` nearest others that two similarity matrices [items, items] share."""
+    """Mean share of each item's ``neighbours`` nearest others by ``pruned`` that are among the nearest by ``base``.
+
+    Both are similarities [items, items]. Of others that ``pruned`` has equally near, the last places go to each with
+    equal chance, so that a model that tells nothing apart keeps what chance keeps. Of those that ``base`` has equally
+    near, each is right.
+    """
     # Nobody is a neighbour of itself.
-    never = np.diag(np.full(len(base), np.inf))
-    return top_k_overlap(base - never, pruned - never, neighbours) / len(base)
+    others = ~np.eye(len(base), dtype=bool)
+    first, second = (side[others].reshape(len(base), -1) for side in (base, pruned))
+    right = first >= np.partition(first, -neighbours, axis=1)[:, [-neighbours]]
+    last = np.partition(second, -neighbours, axis=1)[:, [-neighbours]]
+    nearer, tied = second > last, second == last
+    share = (neighbours - nearer.sum(axis=1)) / tied.sum(axis=1)
+    kept = (right & nearer).sum(axis=1) + share * (right & tied).sum(axis=1)
+    return float(kept.mean() / neighbours)
 
 
 def class_quality(base: np.ndarray, pruned: np.ndarray, *, text: str, text_sha256: str, items: str) -> ClassQuality:

@@ -21,7 +21,10 @@ _DAMAGED_PPL_RATIO = 1.5
 """Above this a model's text is visibly worse; the paper's own plans stay far below it."""
 
 _DAMAGED_AGREEMENT = 0.5
-"""Below this more answers change than stay: classes, labels, transcribed tokens, nearest neighbours."""
+"""Below this more answers change than stay: classes, labels, transcribed tokens, nearest neighbours beyond chance."""
+
+_DAMAGED_COSINE = 0.5**0.5
+"""Below this a vector has less left of what it was than it has got across it: it has turned by more than 45 degrees."""
 
 _DAMAGED_ORDER = 0.7
 """Below this rank correlation about a quarter of all pairs of items or more change places."""
@@ -77,8 +80,7 @@ def _cost(quality: AnyQuality) -> str:
     if isinstance(quality, Quality):
         return f"multiplies perplexity by {quality.ppl_ratio:.2f}"
     if isinstance(quality, EmbeddingQuality):
-        kept = f"keeps {quality.neighbour_overlap:.0%} of the {quality.neighbours} nearest neighbours"
-        return f"leaves embeddings at a cosine of {quality.mean_cosine:.3f} to what they were ({kept})"
+        return f"leaves embeddings at a cosine of {quality.mean_cosine:.3f} to what they were ({_neighbours(quality)})"
     if isinstance(quality, TranscriptQuality):
         return f"changes {quality.token_error_rate:.0%} of the transcripts' tokens"
     if isinstance(quality, ScoreQuality):
@@ -92,6 +94,13 @@ def _cost(quality: AnyQuality) -> str:
     return f"leaves {quality.top1_agreement:.0%} of the first choices as they were"
 
 
+def _neighbours(quality: EmbeddingQuality) -> str:
+    if quality.neighbour_overlap is None:
+        return f"the cosine decides, for {quality.no_order_reason}"
+    nearest = "nearest neighbours" if quality.neighbours == 1 else f"{quality.neighbours} nearest neighbours"
+    return f"keeps {quality.neighbour_overlap:.0%} of the {nearest}, where chance keeps {quality.chance_overlap:.0%}"
+
+
 def _damage(quality: AnyQuality) -> str:
     if isinstance(quality, Quality):
         ruined = quality.ppl_ratio > _DAMAGED_PPL_RATIO
@@ -103,7 +112,11 @@ def _damage(quality: AnyQuality) -> str:
 
 def _damaged(quality: EmbeddingQuality | ClassQuality | ScoreQuality | LabelQuality | TranscriptQuality) -> bool:
     if isinstance(quality, EmbeddingQuality):
-        return quality.neighbour_overlap < _DAMAGED_AGREEMENT
+        if quality.neighbour_overlap is None:
+            return quality.mean_cosine < _DAMAGED_COSINE
+        # Of few items chance alone keeps up to half of the neighbours.
+        chance = quality.chance_overlap
+        return quality.neighbour_overlap - chance < _DAMAGED_AGREEMENT * (1 - chance)
     if isinstance(quality, TranscriptQuality):
         return 1.0 - quality.token_error_rate < _DAMAGED_AGREEMENT
     if isinstance(quality, ScoreQuality):

@@ -58,7 +58,9 @@ class EmbeddingQuality(Part):
     """What pruning cost a model whose result is a vector: cosine of each item's two vectors, and their neighbours.
 
     ``neighbour_overlap`` is the mean share of the ``neighbours`` nearest items that both models have in common;
-    ``spearman_rho`` the rank correlation of all pairs' similarities. ``embedding`` says which vector was taken.
+    ``spearman_rho`` the rank correlation of all pairs' similarities. Both are of the ``n_distinct`` items that the
+    unpruned model tells apart, and None where these are too few or all equally near, as ``no_order_reason`` says.
+    ``embedding`` says which vector was taken.
     """
 
     measure: Literal["embeddings"] = "embeddings"
@@ -66,12 +68,20 @@ class EmbeddingQuality(Part):
     text_sha256: str
     items: str
     n_items: int
+    n_distinct: int | None = None
+    """None in records of before it was counted, where items of one vector count as often as they come."""
     embedding: str
     mean_cosine: float
     min_cosine: float
     neighbours: int
-    neighbour_overlap: float
-    spearman_rho: float
+    neighbour_overlap: float | None
+    spearman_rho: float | None
+    no_order_reason: str = ""
+
+    @property
+    def chance_overlap(self) -> float:
+        """The share of the nearest neighbours that a model would keep by chance."""
+        return self.neighbours / max((self.n_distinct or self.n_items) - 1, 1)
 
 
 class ClassQuality(Part):

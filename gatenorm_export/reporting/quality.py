@@ -76,16 +76,7 @@ def quality_rows(quality: OtherQuality) -> tuple[tuple[str, str, str], ...]:
                 f"of each item's two vectors ({quality.embedding}); 1 is equal",
             ),
             ("Lowest cosine", fixed(quality.min_cosine, 4), "of the item that moved most"),
-            (
-                f"Top-{quality.neighbours} neighbours in common",
-                percent(quality.neighbour_overlap),
-                "how many of the nearest other items are still the nearest: what a search returns",
-            ),
-            (
-                "Rank correlation of similarities",
-                fixed(quality.spearman_rho, 4),
-                "whether more similar pairs of items are still the more similar ones (Spearman); 1 is the same order",
-            ),
+            *_order_rows(quality),
         )
     kl = (
         "KL divergence (nats)",
@@ -122,6 +113,30 @@ def quality_rows(quality: OtherQuality) -> tuple[tuple[str, str, str], ...]:
     )
 
 
+def _order_rows(quality: EmbeddingQuality) -> tuple[tuple[str, str, str], ...]:
+    """What stays of which items are near which. Without two figures, why there are none and what decides instead."""
+    overlap, rho = quality.neighbour_overlap, quality.spearman_rho
+    if overlap is None or rho is None:
+        reason = f"not given, for {quality.no_order_reason}"
+        return (
+            ("Neighbours in common", "–", f"{reason}; the mean cosine decides"),
+            ("Rank correlation of similarities", "–", reason),
+        )
+    return (
+        (
+            f"Top-{quality.neighbours} neighbours in common",
+            percent(overlap),
+            "how many of the nearest other items are still the nearest: what a search returns; chance keeps "
+            f"{percent(quality.chance_overlap)}",
+        ),
+        (
+            "Rank correlation of similarities",
+            fixed(rho, 4),
+            "whether more similar pairs of items are still the more similar ones (Spearman); 1 is the same order",
+        ),
+    )
+
+
 def given(quality: LabelQuality) -> str:
     """How many labels the unpruned model gives, of how many."""
     return f"{count(quality.n_given)} of {count(quality.n_items * quality.n_labels)}"
@@ -134,7 +149,10 @@ def quality_source(quality: AnyQuality) -> str:
     if isinstance(quality, TranscriptQuality):
         clips = "clip" if quality.n_clips == 1 else "clips"
         return f"Measured on {quality.text}: {quality.n_clips} {clips}, {count(quality.n_tokens)} unpruned tokens."
-    return f"Measured on {quality.text}: {count(quality.n_items)} {quality.items}."
+    items = f"{count(quality.n_items)} {quality.items}"
+    if isinstance(quality, EmbeddingQuality) and (quality.n_distinct or quality.n_items) < quality.n_items:
+        items += f", of which the unpruned model tells {count(quality.n_distinct or 0)} apart"
+    return f"Measured on {quality.text}: {items}."
 
 
 def quality_card(quality: AnyQuality) -> tuple[str, str, str]:
