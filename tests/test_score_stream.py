@@ -82,6 +82,20 @@ def test_certain_layers_are_the_exact_lowest(seed: int, cuts: set[int], kv: bool
 
 
 @pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("protect", [(), (2,)])
+def test_no_score_is_left_that_could_be_anything(protect: tuple[int, ...]) -> None:
+    """One direction that holds all of a layer leaves its sketch without an upper end, although the cut is decided."""
+    layers = random_layers([1.0, 1.1, 100.0, 0.1])
+    layers[2].query[:, 1:] = layers[2].key[:, 1:] = 0
+    first = score_layers(layers[2:3] + layers[3:], head_dim=HEAD_DIM, cuts=[1], protect=protect)
+    result = score_layers(layers, head_dim=HEAD_DIM, cuts=[1], protect=protect)
+    assert result.certainties[0].certain
+    assert layers[2].reads > 2
+    for scoring in (first, result):
+        assert all(np.isfinite(one.high) for one in scoring.layers)
+
+
+@pytest.mark.usefixtures("everything_is_large")
 def test_only_layers_near_the_cut_are_read_again() -> None:
     layers = random_layers([100.0, 50.0, 1.02, 1.0, 0.1, 0.01])
     result = score_layers(layers, head_dim=HEAD_DIM, cuts=[3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -171,6 +173,12 @@ def test_a_seed_is_a_result() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_nothing_is_projected_to_nothing() -> None:
+    signs = BlockSigns(161, 48, np.random.default_rng(0))
+    out = np.empty((0, signs.columns), np.float32)
+    signs.project(np.empty((0, 161), np.float32), out)
+
+
 @pytest.mark.parametrize("width", [48, 100, 161])
 def test_projections_keep_norms_on_average(width: int) -> None:
     """E[F F^T] = I, also where the blocks do not divide the width."""
@@ -183,6 +191,32 @@ def test_projections_keep_norms_on_average(width: int) -> None:
         signs.project(rows, out)
         total += out.astype(np.float64) @ out.T
     assert total / 400 / SIGNS_PER_ROW == pytest.approx(rows.astype(np.float64) @ rows.T, abs=0.12 * width)
+
+
+@pytest.mark.parametrize("width", [1856, 2048, 3200, 4096, 5000, 5120, 6144, 8192])
+def test_blocks_divide_the_widths_of_models(width: int) -> None:
+    """Rows are projected as they lie in memory then, without a copy."""
+    for columns in (256, 364, 512):
+        signs = BlockSigns(width, columns, np.random.default_rng(0))
+        assert width % signs.block == 0
+        assert 0.6 < signs.columns / columns < 1.7
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("rank", [0, 32])
+def test_rows_that_cancel_do_not_hide_what_is_rounded(rank: int) -> None:
+    """One channel on either side holds nearly all of the weights, and nothing of their product."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        query, key = rng.normal(size=(2, 256, 256))
+        query[:, 3] *= 2000
+        across = rng.normal(size=256)
+        across -= query[:, 3] * (query[:, 3] @ across) / (query[:, 3] @ query[:, 3])
+        key[:, 5] = 2000 * across
+        stored = [side.astype(BFLOAT16) for side in (query, key)]
+        found = sketch(*stored, columns=128, seed=seed, rank=rank)
+        exact = gate_norm(*(side.astype(np.float64) for side in stored), head_dim=16)
+        assert found.low <= exact <= found.high
 
 
 @pytest.mark.usefixtures("arithmetic")
@@ -211,6 +245,20 @@ def test_float32_keeps_within_its_bound(shape: tuple[int, int, int], stored: typ
     assert exact.arithmetic == "float64"
     assert abs(found.score / exact.score - 1) < found.rounding < 1e-2
     assert exact.rounding < 1e-10
+
+
+@pytest.mark.parametrize("power", [-90, -60, -56, 0, 56, 60, 90])
+def test_weights_that_balance_each_other_keep_their_score(power: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2^p Wq and 2^-p Wk have the product of Wq and Wk, also where the squares of either leave float32."""
+    monkeypatch.setattr(sys.modules["gatenorm_export.scoring.gate_norm"], "_FLOAT64_UP_TO_FLOPS", 0)
+    rng = np.random.default_rng(14)
+    query, key = rng.normal(size=(64, 96)).astype(BFLOAT16), rng.normal(size=(32, 96)).astype(BFLOAT16)
+    exact = gate_norm(query.astype(np.float64), key.astype(np.float64), head_dim=16)
+    scaled = [np.ldexp(side.astype(np.float32), sign * power) for side, sign in ((query, 1), (key, -1))]
+    for stored in (np.float32, BFLOAT16):
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = exact_score(*(side.astype(stored) for side in scaled), head_dim=16)
+        assert abs(found.score / exact - 1) < found.rounding < 0.01
 
 
 def test_per_head_is_its_definition() -> None:

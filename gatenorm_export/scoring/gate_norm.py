@@ -29,6 +29,8 @@ _TERMS = 1024
 _TILE = 1024
 # Where the entries of the gate matrix are larger or smaller, their squares may leave float32.
 _FLOAT32_ENTRIES = (1e-15, 1e15)
+# A bound above this on a float32 score speaks of numbers that leave its range.
+_ROUNDED_TOO_MUCH = 0.01
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def exact_score(
         return _per_head(query, key, head_dim)
     if not float64 and is_large(query, key):
         found = _compute(query, key, head_dim, np.float32)
-        if in_float32_range(found.score, key.shape[1]):
+        if in_float32_range(found.score, key.shape[1]) and found.rounding < _ROUNDED_TOO_MUCH:
             return found
     return _compute(query, key, head_dim, np.float64)
 
@@ -185,7 +187,8 @@ def _gram(
     """<a a^T, b b^T>, and the bound on its relative error. ``products`` multiply what is stored in bfloat16.
 
     An entry of a Gram matrix is off by at most gamma |a_i| |a_j|, so the inner product by gamma times
-    |a|^T |b b^T| |a| + |b|^T |a a^T| |b|, where |a| are the norms of the rows.
+    |a|^T |b b^T| |a| + |b|^T |a a^T| |b|, where |a| are the norms of the rows. What is too small for the type is lost
+    besides: less than the least normal number for each product.
     """
     grams = []
     for array in (a, b):
@@ -202,11 +205,13 @@ def _gram(
     first, second = grams
     squared = float(np.vdot(first, second))
     norms = [np.sqrt(np.maximum(gram.diagonal(), 0.0)) for gram in grams]
-    off = float(norms[0] @ np.abs(second) @ norms[0] + norms[1] @ np.abs(first) @ norms[1])
+    sizes = np.abs(first), np.abs(second)
+    off = float(norms[0] @ sizes[1] @ norms[0] + norms[1] @ sizes[0] @ norms[1])
+    lost = float(np.finfo(dtype).tiny) * a.shape[1] * float(sizes[0].sum() + sizes[1].sum())
     # Rounding can leave the inner product of two positive semi-definite matrices a hair below zero.
     squared = max(squared, 0.0) if np.isfinite(squared) else squared
     # The float64 sums of the bound itself are covered by its last digits.
-    return squared, 1.001 * gamma * off / squared if squared > 0 else 0.0
+    return squared, 1.001 * (gamma * off + lost) / squared if squared > 0 else 0.0
 
 
 def _tiles(

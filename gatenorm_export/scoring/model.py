@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gatenorm_export.architectures import LayerTensors
+from gatenorm_export.checkpoints.remote import shown
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.planning import check_cut, share_of
 from gatenorm_export.progress import Progress, Quiet, Task
@@ -244,7 +245,8 @@ def _record(
     )
     layers = tuple(entry for part in parts for entry in part.layers)
     sketched = any(entry.low is not None for entry in layers)
-    model = spec.model_copy(update={"towers": towers})
+    # A token in a URL opens the weights; a score file is shown to others.
+    model = spec.model_copy(update={"towers": towers, "path": shown(spec.path)})
     there = [one for one in shifted if one is not None]
     return LayerScores(
         model=model,

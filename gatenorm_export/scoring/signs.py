@@ -13,7 +13,9 @@ SIGNS_PER_ROW = 32
 """Columns of a block: independent signs for each dimension. What they vary by is told by their pairs, nearly 500."""
 
 # Rows of a tile of AMX in pairs, and how far, by a factor of e to that, a block's length may be from what was asked.
-_TILE, _NEAR = 32, 0.3
+_TILE, _NEAR = 32, 0.5
+# Of rows that blocks do not divide.
+_FILLED_ROWS = 128
 
 
 class BlockSigns:
@@ -58,12 +60,14 @@ class BlockSigns:
         if not self._rest:
             multiply(rows.reshape(-1, self.block), signs, out.reshape(-1, SIGNS_PER_ROW))
             return
-        cut, wide = self._full * self.block, self._full * SIGNS_PER_ROW
-        # Four dimensions, as of heads of attention: that layout is one which oneDNN does not copy.
-        left = rows[:, :cut].reshape(1, len(rows), self._full, self.block).transpose(0, 2, 1, 3)
-        target = out[:, :wide].reshape(1, len(rows), self._full, SIGNS_PER_ROW).transpose(0, 2, 1, 3)
-        multiply(left, signs[np.newaxis, np.newaxis], target)
-        multiply(rows[:, cut:], signs[: self._rest], out[:, wide:])
+        # Whole blocks only: the last one is filled up with zeros, a few rows at a time, which stay in cache.
+        count = self.columns // SIGNS_PER_ROW
+        filled = np.zeros((min(_FILLED_ROWS, max(len(rows), 1)), count * self.block), rows.dtype)
+        for start in range(0, len(rows), len(filled)):
+            part = slice(start, min(start + len(filled), len(rows)))
+            left = filled[: part.stop - start]
+            left[:, : rows.shape[1]] = rows[part]
+            multiply(left.reshape(-1, self.block), signs, out[part].reshape(-1, SIGNS_PER_ROW))
 
 
 @functools.lru_cache(maxsize=8)
@@ -74,7 +78,11 @@ def block_signs(width: int, columns: int, seed: tuple[int, ...]) -> tuple[BlockS
 
 
 def _even_block(width: int, length: float) -> int | None:
-    """The divisor of ``width`` nearest to ``length`` that whole tiles of a matrix unit make up, if one is near."""
-    there = [block for block in range(_TILE, width + 1, _TILE) if width % block == 0]
-    nearest = min(there, key=lambda block: abs(math.log(block / length)), default=None)
-    return nearest if nearest is not None and abs(math.log(nearest / length)) < _NEAR else None
+    """The divisor of ``width`` nearest to ``length``, if one is near; rather one that whole tiles of a matrix unit make
+    up."""
+    for step in (_TILE, 1):
+        there = [block for block in range(step, width + 1, step) if width % block == 0]
+        nearest = min(there, key=lambda block: abs(math.log(block / length)), default=None)
+        if nearest is not None and abs(math.log(nearest / length)) < _NEAR:
+            return nearest
+    return None

@@ -41,6 +41,8 @@ FAILURE_EXPONENT = 16.0
 
 # What float32 rounds off a projection of random signs, relative; measured below 1e-6 at d = 8192.
 _ROUNDING = 1e-5
+# Of a number that is kept in two pieces of bfloat16.
+_ROUNDED_OFF = 2.0**-17
 
 # Random vectors for each direction that is kept. One less, and intervals are a fifth wider for the same time.
 _PROBES_PER_DIRECTION = 2
@@ -102,11 +104,14 @@ def estimate(layer: Layer, sketches: Sequence[Sketch], *, rank: int = 0) -> Esti
     exactly, which goes through the weights twice more. Weights with NaN or infinity give a score that is not finite."""
     if not rank:
         return _interval_of(layer.width, sketches, 0.0)
-    directions, unit = _directions(layer, rank, (*sketches[-1].seed, rank))
-    image = layer.b.transposed_times(layer.a.times(directions)) @ unit
+    directions, unit, squares = _directions(layer, rank, (*sketches[-1].seed, rank))
+    between = layer.a.times(directions)
+    image = layer.b.transposed_times(between) @ unit
     along = directions.astype(np.float32) @ unit
     rests = [replace(one, small=one.small - _within(layer.width, one, along, image)) for one in sketches]
-    return _interval_of(layer.width, rests, float(np.vdot(image, image)))
+    # What is rounded off numbers one by one adds up like noise, whatever the numbers themselves do.
+    off = _ROUNDED_OFF * math.sqrt(float(squares @ np.square(between, dtype=np.float64).sum(axis=1)))
+    return _interval_of(layer.width, rests, float(np.vdot(image, image)), off)
 
 
 @functools.lru_cache(maxsize=8)
@@ -115,24 +120,26 @@ def _probes(width: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
     return cut_to_bfloat16(np.random.default_rng(seed).standard_normal((width, count), dtype=np.float32))
 
 
-def _directions(layer: Layer, rank: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """L [width, n] in bfloat16 along which much of the norm lies, and U [n, n] such that the columns of L U are
-    orthonormal.
+def _directions(layer: Layer, rank: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """L [width, n] in bfloat16 along which much of the norm lies, U [n, n] such that the columns of L U are
+    orthonormal, and about how long each row of B is, squared [rows].
 
     All that is multiplied by on the way is bfloat16, so that one product does: which vectors they are does not matter,
     as long as they are the same wherever they are used."""
     probes = _probes(layer.width, _PROBES_PER_DIRECTION * rank, seed)
-    found = layer.a.transposed_times(cut_to_bfloat16(layer.b.times(probes)))
+    along = layer.b.times(probes)
+    squares = np.square(along, dtype=np.float64).mean(axis=1)
+    found = layer.a.transposed_times(cut_to_bfloat16(along))
     found /= np.abs(found).max(initial=0.0) or 1.0
     if not np.isfinite(found).all():
-        return np.zeros((layer.width, 0), BFLOAT16), np.zeros((0, 0), np.float32)
+        return np.zeros((layer.width, 0), BFLOAT16), np.zeros((0, 0), np.float32), squares
     wide = found.astype(np.float64)
     values, vectors = np.linalg.eigh(wide.T @ wide)
     values, vectors = values[-rank:], vectors[:, -rank:]
     kept = values > _INDEPENDENT**2 * values[-1]
     spanning = cut_to_bfloat16(found @ (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32))
     wide = spanning.astype(np.float64)
-    return spanning, np.linalg.inv(np.linalg.cholesky(wide.T @ wide)).T.astype(np.float32)
+    return spanning, np.linalg.inv(np.linalg.cholesky(wide.T @ wide)).T.astype(np.float32), squares
 
 
 def _within(width: int, sketch: Sketch, directions: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -149,9 +156,10 @@ def _projected(columns: np.ndarray, signs: BlockSigns) -> np.ndarray:
     return out
 
 
-def _interval_of(width: int, sketches: Sequence[Sketch], captured: float) -> Estimate:
-    """What sketches of a matrix tell of its norm, with what was ``captured`` beside it. They count by their columns,
-    which their variances fall with."""
+def _interval_of(width: int, sketches: Sequence[Sketch], captured: float, beside: float = 0.0) -> Estimate:
+    """What sketches of a matrix tell of its norm, with what was ``captured`` beside it, whose norm may be off by
+    ``beside``, and what was taken off the sketches likewise. They count by their columns, which their variances fall
+    with."""
     total = sum(one.columns for one in sketches)
     squared = spread = largest = off = 0.0
     for one in sketches:
@@ -170,8 +178,8 @@ def _interval_of(width: int, sketches: Sequence[Sketch], captured: float) -> Est
         high = squared * _WORST_LOSS
     return Estimate(
         math.sqrt(captured + squared),
-        math.sqrt(captured + low) * (1 - _ROUNDING),
-        math.sqrt(captured + high) * (1 + _ROUNDING),
+        max(math.sqrt(captured + low) * (1 - _ROUNDING) - 2 * beside, 0.0),
+        math.sqrt(captured + high) * (1 + _ROUNDING) + 2 * beside,
     )
 
 

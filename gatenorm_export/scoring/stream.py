@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -90,6 +91,8 @@ def score_layers(
             standing = _intervals(found, protect)
             _forget_sketches(found, standing, wanted)
             urgent = {layer for cut in wanted for layer in most_urgent(standing, cut)}
+            # A score that could be anything says nothing, also of a layer that is decided, or takes no part.
+            urgent |= {layer for layer, one in found.items() if math.isinf(one.high)}
             pending = [one for one in layers if one.layer in urgent]
     standing = _intervals(found, protect)
     certainties = tuple(certainty(standing, cut) for cut in wanted)
@@ -99,6 +102,7 @@ def score_layers(
 def _forget_sketches(found: dict[int, Found], standing: Sequence[Interval], cuts: Sequence[int]) -> None:
     """Of a layer that is decided at every cut no sketch is made sharper: two megabytes each at a thousand key rows."""
     left = {layer for cut in cuts for layer in undecided(standing, cut)}
+    left |= {layer for layer, one in found.items() if math.isinf(one.high)}
     for layer in found.keys() - left:
         found[layer] = replace(found[layer], sketches=())
 

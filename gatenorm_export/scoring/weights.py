@@ -23,6 +23,7 @@ from gatenorm_export.checkpoints.locate import CONFIG
 from gatenorm_export.checkpoints.opening import folder_of
 from gatenorm_export.checkpoints.packed import SCALED
 from gatenorm_export.checkpoints.ranges import read_json
+from gatenorm_export.checkpoints.remote import shown
 from gatenorm_export.errors import InputError
 from gatenorm_export.records import ModelSpec, TowerSpec
 from gatenorm_export.scoring.norms import gain_of
@@ -104,22 +105,20 @@ def open_towers(spec: ModelSpec) -> Iterator[tuple[TowerWeights, ...]]:
         config = read_json(folder_of(spec.path)[0], CONFIG) if spec.source in _WITH_CONFIG else {}
         towers = _towers(spec, source, config)
         _require_scales(towers, source, quantised=bool(config.get("quantization_config")))
-        yield tuple(TowerWeights(tower, source, spec.path) for tower in towers)
+        yield tuple(TowerWeights(tower, source, shown(spec.path)) for tower in towers)
 
 
 def _towers(spec: ModelSpec, source: TensorSource, config: Mapping[str, Any]) -> tuple[Tower, ...]:
-    patterns = None
+    patterns, where = None, shown(spec.path)
     if spec.query_pattern is not None and spec.key_pattern is not None:
         patterns = NamePatterns(spec.query_pattern, spec.key_pattern)
     if spec.source == "onnx":
         if patterns is not None:
-            raise InputError(
-                f"{spec.path}: attention is found in the graph itself; leave --q-pattern and --k-pattern out"
-            )
-        return towers_of_onnx(source.fields, source.tensors, where=spec.path)
+            raise InputError(f"{where}: attention is found in the graph itself; leave --q-pattern and --k-pattern out")
+        return towers_of_onnx(source.fields, source.tensors, where=where)
     if spec.source == "gguf":
-        return towers_of_gguf(source.fields, source.tensors, patterns=patterns, where=spec.path)
-    return towers_of(spec.architecture, config, source.tensors, patterns=patterns, where=spec.path)
+        return towers_of_gguf(source.fields, source.tensors, patterns=patterns, where=where)
+    return towers_of(spec.architecture, config, source.tensors, patterns=patterns, where=where)
 
 
 def _require_scales(towers: tuple[Tower, ...], source: TensorSource, *, quantised: bool) -> None:
