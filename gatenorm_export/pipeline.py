@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gatenorm_export.architectures import adapter_for
 from gatenorm_export.errors import NoEngineError
 from gatenorm_export.graphs import manifest_file
 from gatenorm_export.kept_work import forget, kept_beside
@@ -96,6 +97,7 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
 
         check_place(request.bundle, request.out)
     spec = resolve_model(request.model, progress=progress)
+    adapter_for(spec.architecture)
     ledger = Ledger(request.out, spec, request.comparison.command, force=request.force, progress=progress)
     run = _Run(request, ledger, progress, spec_digest=spec.digest)
     scores = run.score(spec)

@@ -11,6 +11,7 @@ from gatenorm_export.architectures.guessing import UNKNOWN
 from gatenorm_export.architectures.naming import holds_query_or_key
 from gatenorm_export.checkpoints.locate import CONFIG, Located, locate
 from gatenorm_export.checkpoints.opening import open_checkpoint
+from gatenorm_export.checkpoints.remote import shown
 from gatenorm_export.demo_models import DEMO_MODELS, demo_model
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import TOKENIZER_FILES
@@ -48,7 +49,7 @@ def resolve_model(
         )
     path = _loadable(located) if whole else located.path
     spec = ModelSpec(
-        name=name,
+        name=shown(name),
         path=path,
         source=located.kind,
         architecture=_architecture(located, guess=not whole or patterns is not None),
@@ -69,7 +70,7 @@ def _loadable(located: Located) -> str:
     if located.kind == "onnx":
         raise RefusedError(f"{located.path}: is a graph already; score it, and prune it with `gatenorm prune`")
     if located.remote:
-        raise RefusedError(f"{located.path}: is scored where it lies, but exported from disk; download it first")
+        raise RefusedError(f"{shown(located.path)}: is scored where it lies, but exported from disk; download it first")
     path = Path(located.path)
     if located.kind == "gguf" or path.is_dir():
         return str(path)

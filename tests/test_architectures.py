@@ -368,7 +368,7 @@ def test_a_tower_that_does_not_exist_is_refused() -> None:
     with pytest.raises(RefusedError, match="no single last Linear"):
         _ = adapter_for("MixtralForCausalLM").down
     assert adapter_for("BertForMaskedLM").tower().blocks == "bert.encoder.layer"
-    with pytest.raises(InputError, match="NoSuchModel: "):
+    with pytest.raises(RefusedError, match="NoSuchModel: "):
         adapter_for("NoSuchModel")
 
 

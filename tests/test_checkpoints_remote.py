@@ -228,6 +228,12 @@ def test_secrets_of_a_url_are_not_shown(tmp_path: Path) -> None:
     assert "hush" not in str(caught.value)
 
 
+@pytest.mark.parametrize("port", ["99999", "abc"])
+def test_a_port_that_is_none(port: str) -> None:
+    with pytest.raises(InputError, match=rf"^http://127\.0\.0\.1:{port}/x.*: is no URL"):
+        read_wanted(f"http://127.0.0.1:{port}/x")
+
+
 def test_any_file_system_of_fsspec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 

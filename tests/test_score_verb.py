@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from model_zoo import row
+from range_server import serving
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.matrix.models import family
@@ -170,3 +171,35 @@ def test_towers_are_scored_side_by_side_and_planned_one_by_one(tmp_path: Path, c
     assert "name one with --tower; it has encoder, decoder, cross" in capfd.readouterr().err
     assert main(["plan", file, "--drop", "1", "--tower", "cross", "--json", "--quiet"]) == 0
     assert json.loads(capfd.readouterr().out)["tower"] == "cross"
+
+
+def test_nothing_that_is_written_or_printed_holds_the_secrets_of_a_url(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiohttp")
+    monkeypatch.setenv("GATENORM_CACHE", str(tmp_path / "cache"))
+    row("llama-gqa").save(tmp_path / "www" / "model")
+    with serving(tmp_path / "www") as server:
+        url = server.url.replace("//", "//me:hush@") + "/model?token=hush"
+        assert main(["score", url, "--drop", "1", "-o", str(tmp_path / "scores"), "--json"]) == 0
+        printed = capsys.readouterr()
+        written = [path.read_text() for path in (tmp_path / "scores").iterdir()]
+        assert main(["run", url, "--drop", "1", "--out", str(tmp_path / "out")]) == ExitCode.REFUSED
+    refused = capsys.readouterr().err
+    assert "download it first" in refused
+    assert "/model" in printed.out
+    assert len(written) == 2
+    for text in (printed.out, printed.err, refused, *written):
+        assert "hush" not in text
+
+
+def test_a_decoder_that_the_framework_table_lacks_is_refused_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = row("llama-gqa").save(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["NobodysForCausalLM"]}))
+    for command in (["run", "--drop", "1", "--out"], ["export", "-o"]):
+        assert main([command[0], str(folder), *command[1:], str(tmp_path / "out")]) == ExitCode.REFUSED
+        assert "NobodysForCausalLM: not an architecture whose framework model" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

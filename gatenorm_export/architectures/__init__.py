@@ -14,7 +14,7 @@ from gatenorm_export.architectures.resolving import resolve_towers
 from gatenorm_export.architectures.table import ADAPTERS
 from gatenorm_export.architectures.tower import LayerTensors, Layout, Tower
 from gatenorm_export.checkpoints.tensors import TensorInfo
-from gatenorm_export.errors import InputError
+from gatenorm_export.errors import RefusedError
 
 GGUF_ARCHITECTURES: dict[str, str] = {
     "llama": "LlamaForCausalLM",
@@ -62,15 +62,15 @@ def adapter_for(architecture: str) -> Adapter:
     """The adapter of an architecture: what of its framework model is exported, silenced and repaired.
 
     Raises:
-        InputError: there is none; the text lists the families that exist.
+        RefusedError: there is none; the text lists the families that exist.
     """
     adapter = ADAPTERS.get(architecture)
     if adapter is None:
         # Of a family of several towers the first word is its own.
         families = ", ".join(sorted({adapter.family.partition(",")[0] for adapter in ADAPTERS.values()}))
-        raise InputError(
+        raise RefusedError(
             f"{architecture}: not an architecture whose framework model gatenorm knows; it takes those of {families} "
-            "(an ONNX graph of any model can still be pruned with `gatenorm prune --layers`)"
+            "(score it, export it by other means, and prune the graph with `gatenorm prune GRAPH --layers`)"
         )
     return adapter
 

@@ -54,6 +54,19 @@ def is_remote(name: str) -> bool:
     return name.partition("://")[0].lower() in SCHEMES and "://" in name
 
 
+def shown(place: str) -> str:
+    """What may be printed and written of a place: a URL without user, password and query, anything else as it is."""
+    if not is_remote(place):
+        return place
+    try:
+        parts = urlsplit(place)
+    except ValueError:
+        return place.partition("?")[0]
+    # Elsewhere than on the web an @ is part of the name: hf://model@revision.
+    host = parts.netloc.rpartition("@")[2] if parts.scheme in {"http", "https"} else parts.netloc
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
 class RemoteFile:
     """One remote file, whose first question has been answered."""
 
@@ -134,12 +147,10 @@ class RemoteFolder:
         try:
             parts = urlsplit(url)
         except ValueError as error:
-            raise InputError(f"{url}: is no URL ({error})") from error
+            raise InputError(f"{shown(url)}: is no URL ({error})") from error
         self._parts = parts._replace(path=parts.path.rstrip("/"), fragment="")
         self._scheme = parts.scheme.lower()
         self._http = self._scheme in {"http", "https"}
-        # Elsewhere an @ is part of the name: hf://model@revision.
-        self._host = parts.netloc.rpartition("@")[2] if self._http else parts.netloc
         with needs("remote", f"{self.name}: a URL"):
             import fsspec
 
@@ -156,7 +167,7 @@ class RemoteFolder:
     @property
     def name(self) -> str:
         """The URL, without user, password and query."""
-        return f"{self._scheme}://{self._host}{self._parts.path}"
+        return shown(self._parts.geturl())
 
     def where(self, file: str) -> str:
         """The file's URL, without user, password and query."""
@@ -189,7 +200,7 @@ class RemoteFolder:
     def _transport(self, file: str) -> Transport:
         if self._http:
             return HttpTransport(self._filesystem, self._url(file), self.where(file))
-        path = posixpath.join(self._host + self._parts.path, file)
+        path = posixpath.join(self._parts.netloc + self._parts.path, file)
         return FilesystemTransport(self._filesystem, path, self.where(file), SCHEMES[self._scheme])
 
 

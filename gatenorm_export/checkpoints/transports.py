@@ -133,7 +133,8 @@ class HttpTransport:
             raise Transient(f"no answer for {_SILENCE_TIMEOUT_S:.0f} s") from error
         except aiohttp.ClientConnectorError as error:
             raise Transient(str(error), unreachable=True) from error
-        except aiohttp.InvalidURL as error:
+        except ValueError as error:
+            # aiohttp's InvalidURL is one, and so is what a port beyond 65535 gives.
             raise InputError(f"{self._shown}: is no URL") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Transient(_line(error)) from error

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
+from gatenorm_export.checkpoints.remote import shown
 from gatenorm_export.cli.console import complain
 from gatenorm_export.cli.manual import exit_codes
 from gatenorm_export.cli.outputs import outputs_held
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace(verb=asked)
     try:
         args = make_parser([asked] if asked is not None else []).parse_args(argv)
-        args.command = " ".join(["gatenorm", *argv])
+        args.command = " ".join(["gatenorm", *map(shown, argv)])
         with sigterm_interrupts(), outputs_held(args):
             return int(args.run(args))
     except MissingPartError as error:

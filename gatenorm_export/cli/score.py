@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             ("the weights inside an ONNX graph, as one JSON object", "gatenorm score model.onnx --json --quiet"),
         ),
     )
-    add_model(parser)
+    add_model(parser, whole=False)
     add_out(parser, "a folder (scores.json and scores.svg in it) or a .json file")
     _add_cuts(parser)
     add_tower(parser)
@@ -56,13 +56,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The checkpoint argument."""
-    parser.add_argument(
-        "model",
-        help="a model folder, a .safetensors, .bin, .gguf or .onnx file, a URL of one (https://, s3://, gs://, hf://), "
-        "a hub id, or a demo model: smollm2 or minilm",
-    )
+def add_model(parser: argparse.ArgumentParser, *, whole: bool = True) -> None:
+    """The checkpoint argument; ``whole`` where the framework loads it."""
+    there = "a model folder, a .gguf file"
+    if not whole:
+        urls = "https://, s3://, gs://, hf://"
+        there = f"a model folder, a .safetensors, .bin, .gguf or .onnx file, a URL of safetensors or GGUF ({urls})"
+    parser.add_argument("model", help=f"{there}, a hub id, or a demo model: smollm2 or minilm")
 
 
 def add_patterns(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gatenorm_export.architectures import adapter_for
 from gatenorm_export.artifacts import staged_folder
 from gatenorm_export.comparing import check_faithfulness
 from gatenorm_export.errors import InputError, MissingPartError, RefusedError
@@ -30,12 +31,14 @@ def export_model(spec: ModelSpec, output: Path, *, tower: str = "", progress: Pr
 
     Raises:
         MissingPartError: torch, transformers or optimum is not installed.
-        RefusedError: the exporter does not take this model, or the graph does not compute what the framework does.
+        RefusedError: this model is not taken, or the graph does not compute what the framework does.
         InputError: Whisper's graphs cannot be one file.
         OutputError: the output cannot be written.
     """
     progress = progress or Quiet()
     kind = kind_of(spec, tower)
+    # Without it no graph could be checked.
+    adapter_for(spec.architecture)
     as_file = output.suffix == ".onnx"
     if as_file and len(kind.kind.graphs) > 1:
         raise InputError(f"{output}: {spec.name} becomes {len(kind.kind.graphs)} graphs; name a folder for them")
