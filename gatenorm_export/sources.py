@@ -11,7 +11,6 @@ from gatenorm_export.architectures.guessing import UNKNOWN
 from gatenorm_export.architectures.naming import holds_query_or_key
 from gatenorm_export.checkpoints.locate import CONFIG, Located, locate
 from gatenorm_export.checkpoints.opening import open_checkpoint
-from gatenorm_export.checkpoints.remote import shown
 from gatenorm_export.demo_models import DEMO_MODELS, demo_model
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.graphs import TOKENIZER_FILES
@@ -19,6 +18,7 @@ from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import FileDigest, ModelSpec
 from gatenorm_export.scoring.weights import describe_towers
 from gatenorm_export.small_files import check_small
+from gatenorm_export.urls import shown
 
 _BESIDE = (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json")
 """What else defines a model, where it lies in its folder."""

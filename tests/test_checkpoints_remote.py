@@ -11,6 +11,7 @@ import pytest
 from range_server import serving
 from safetensors.numpy import save_file
 
+from gatenorm_export import urls
 from gatenorm_export.checkpoints import open_checkpoint, remote
 from gatenorm_export.errors import InputError
 
@@ -238,7 +239,7 @@ def test_any_file_system_of_fsspec(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     import fsspec
 
     tensors = checkpoint(tmp_path / "model", shards=2)
-    monkeypatch.setitem(remote.SCHEMES, "memory", {})
+    monkeypatch.setitem(urls.SCHEMES, "memory", {})
     memory = fsspec.filesystem("memory")
     for path in (tmp_path / "model").iterdir():
         memory.pipe_file(f"/bucket/model/{path.name}", path.read_bytes())

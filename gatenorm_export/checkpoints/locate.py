@@ -13,11 +13,11 @@ from gatenorm_export.checkpoints.gguf_file import gguf_parts
 from gatenorm_export.checkpoints.hub import fetch_for_scoring
 from gatenorm_export.checkpoints.opening import FILE_SUFFIXES, folder_of
 from gatenorm_export.checkpoints.ranges import Folder, read_json
-from gatenorm_export.checkpoints.remote import SCHEMES, is_remote
 from gatenorm_export.checkpoints.safetensors_file import read_weight_map
 from gatenorm_export.errors import InputError
 from gatenorm_export.graphs import GRAPH_NAME
 from gatenorm_export.progress import Progress, Quiet
+from gatenorm_export.urls import SCHEMES, is_remote
 
 CONFIG = "config.json"
 Kind = Literal["safetensors", "gguf", "torch", "onnx"]

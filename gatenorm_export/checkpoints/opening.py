@@ -12,12 +12,13 @@ from gatenorm_export.checkpoints.gguf_file import GgufSource
 from gatenorm_export.checkpoints.onnx_file import OnnxSource
 from gatenorm_export.checkpoints.packed import UnpackedSource, is_packed
 from gatenorm_export.checkpoints.ranges import Folder, LocalFolder, read_json
-from gatenorm_export.checkpoints.remote import RemoteFolder, is_remote, split_url
+from gatenorm_export.checkpoints.remote import RemoteFolder, split_url
 from gatenorm_export.checkpoints.safetensors_file import INDEX, SINGLE, SafetensorsSource, read_weight_map
 from gatenorm_export.checkpoints.tensors import TensorSource
 from gatenorm_export.checkpoints.torch_file import TorchSource
 from gatenorm_export.errors import InputError
 from gatenorm_export.graphs import graph_file
+from gatenorm_export.urls import is_remote
 
 FILE_SUFFIXES = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx"})
 

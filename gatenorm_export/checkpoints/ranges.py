@@ -48,6 +48,9 @@ class ByteReader(Protocol):
         """Give back what the reader holds."""
 
 
+_MAPPED: dict[str, int] = {}
+
+
 class Folder(Protocol):
     """A place that holds files by plain names: a directory, or the part of a URL before the last slash."""
 
@@ -118,6 +121,7 @@ class LocalFile:
     def _mapped(self, offset: int, length: int) -> Bytes:
         start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         # Pages are copied when somebody writes to them: the array may be changed, the file is not.
+        _MAPPED[self.name] = self._size
         window = mmap.mmap(self._file.fileno(), offset - start + length, access=mmap.ACCESS_COPY, offset=start)
         if _POPULATE_READ is not None:
             # Else every few pages cost a fault when they are first read, together as much as digesting them.
@@ -139,6 +143,15 @@ class LocalFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def shortened() -> str | None:
+    """Which of the files that were mapped is shorter now than when it was opened."""
+    for name, size in _MAPPED.items():
+        with contextlib.suppress(OSError):
+            if Path(name).stat().st_size < size:
+                return name
+    return None
 
 
 class LocalFolder:

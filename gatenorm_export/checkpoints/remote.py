@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import numpy as np
@@ -24,19 +24,9 @@ from gatenorm_export.checkpoints.transports import (
     lacking,
 )
 from gatenorm_export.errors import InputError, needs
+from gatenorm_export.urls import SCHEMES, shown
 
 _T = TypeVar("_T")
-
-SCHEMES: dict[str, dict[str, Any]] = {
-    "http": {},
-    "https": {},
-    "s3": {},
-    "gs": {},
-    "gcs": {},
-    # Reading ahead, its default, would fetch five megabytes for every eight bytes.
-    "hf": {"cache_type": "none"},
-}
-"""Schemes that are read by range, and what their file system's ``cat_file`` must be told."""
 
 _TRIES = 7
 # A host that cannot be reached at all is more often misspelt than restarting.
@@ -47,24 +37,6 @@ _PIECE_BYTES = 8 << 20
 _CONNECTIONS = 4
 # Without ranges, a config or an index can still be fetched whole; weights not.
 _LARGEST_WHOLE_BYTES = 64 << 20
-
-
-def is_remote(name: str) -> bool:
-    """Whether a name is a URL that is read by range."""
-    return name.partition("://")[0].lower() in SCHEMES and "://" in name
-
-
-def shown(place: str) -> str:
-    """What may be printed and written of a place: a URL without user, password and query, anything else as it is."""
-    if not is_remote(place):
-        return place
-    try:
-        parts = urlsplit(place)
-    except ValueError:
-        return place.partition("?")[0]
-    # Elsewhere than on the web an @ is part of the name: hf://model@revision.
-    host = parts.netloc.rpartition("@")[2] if parts.scheme in {"http", "https"} else parts.netloc
-    return f"{parts.scheme}://{host}{parts.path}"
 
 
 class RemoteFile:

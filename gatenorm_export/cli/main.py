@@ -14,11 +14,12 @@ from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from gatenorm_export.checkpoints.remote import shown
+from gatenorm_export.cli.bus_errors import bus_errors_told
 from gatenorm_export.cli.console import complain
 from gatenorm_export.cli.manual import exit_codes
 from gatenorm_export.cli.outputs import outputs_held
 from gatenorm_export.errors import ExitCode, GateNormError, MissingPartError, UsageError, pip_install
+from gatenorm_export.urls import shown
 
 VERBS = {
     "run": "the whole job: score, plan, export, prune, build, compare, report",
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = make_parser([asked] if asked is not None else []).parse_args(argv)
         args.command = " ".join(["gatenorm", *map(shown, argv)])
-        with sigterm_interrupts(), outputs_held(args):
+        with sigterm_interrupts(), bus_errors_told(), outputs_held(args):
             return int(args.run(args))
     except MissingPartError as error:
         return _lacks_part(args, error)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gatenorm_export.architectures import LayerTensors
-from gatenorm_export.checkpoints.remote import shown
 from gatenorm_export.errors import InputError, RefusedError
 from gatenorm_export.planning import check_cut, share_of
 from gatenorm_export.progress import Progress, Quiet, Task
@@ -28,6 +27,7 @@ from gatenorm_export.scoring.norms import folded, ranking_shift, require_norms
 from gatenorm_export.scoring.stream import Scored, Scoring, score_layers
 from gatenorm_export.scoring.trend import depth_trend
 from gatenorm_export.scoring.weights import LayerWeights, TowerWeights, open_towers, query_key_digest
+from gatenorm_export.urls import shown
 
 _FORMULAS: dict[Variant, str] = {
     "all-heads": "||Wq Wk^T||_F over all heads together (arXiv 2512.20636)",

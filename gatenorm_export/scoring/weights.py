@@ -23,10 +23,10 @@ from gatenorm_export.checkpoints.locate import CONFIG
 from gatenorm_export.checkpoints.opening import folder_of
 from gatenorm_export.checkpoints.packed import SCALED
 from gatenorm_export.checkpoints.ranges import read_json
-from gatenorm_export.checkpoints.remote import shown
 from gatenorm_export.errors import InputError
 from gatenorm_export.records import ModelSpec, TowerSpec
 from gatenorm_export.scoring.norms import gain_of
+from gatenorm_export.urls import shown
 
 _WHOLE_NUMBERS = frozenset({"BOOL", *(f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64))})
 _WITH_CONFIG = frozenset({"safetensors", "torch"})
