@@ -7,11 +7,13 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from gatenorm_export.errors import ExitCode
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_told = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -35,6 +37,9 @@ def bus_errors_told() -> Iterator[None]:
 
 
 def _tell(_: int) -> None:
+    if not _told.acquire(blocking=False):
+        # Another thread tells, and ends the process.
+        threading.Event().wait()
     # What is not loaded has mapped nothing.
     ranges = sys.modules.get("gatenorm_export.checkpoints.ranges")
     name = ranges.shortened() if ranges is not None else None
