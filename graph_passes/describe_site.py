@@ -6,8 +6,10 @@ import dataclasses
 
 import onnx_ir as ir
 
+from graph_passes.count_heads import HeadCounter
 from graph_passes.dataflow import Dataflow
 from graph_passes.find_cache import key_value_path
+from graph_passes.known_lengths import KnownLengths
 from graph_passes.operators import ATTENTION_OPERATORS, NORMS, SKIP_NORMS, operator_of
 from graph_passes.sites import AttentionCore, AttentionSite
 
@@ -27,18 +29,26 @@ class Heads:
 
 def heads_of(site: AttentionSite) -> Heads:
     """Read the heads off a sublayer's attributes and shapes."""
-    core = site.cores[0]
+    core, lengths = site.cores[0], KnownLengths()
+    counter = HeadCounter(site.residual.stream, lengths)
     n_heads, n_kv_heads = _attribute(core, "num_heads", "q_num_heads"), _attribute(core, "kv_num_heads")
-    head_dim = _fixed(core.output, -1) if _rank(core.output) == 4 else None
-    for past in (*site.cache.past, *core.past):
+    head_dim = _size(core)
+    for past in core.past:
         if _rank(past) == 4:
             n_kv_heads = n_kv_heads or _fixed(past, 1)
+    for past in (*site.cache.past, *core.past):
+        if _rank(past) == 4:
             head_dim = head_dim or _fixed(past, 3)
-    operands = [value for value in (*core.operands, core.output) if _rank(value) == 4]
-    n_heads = n_heads or max((size for value in operands if (size := _fixed(value, 1))), default=None)
-    on_the_way = [value for value in key_value_path(core, site.residual) if (_rank(value) or 0) >= 4]
-    sizes = [size for value in on_the_way if (size := _fixed(value, 1))]
-    n_kv_heads = n_kv_heads or min(sizes, default=None)
+    n_heads = n_heads or counter.at_core(core, core.query) or counter.at_core(core, core.output)
+    n_heads = n_heads or counter.of_operand(core, core.query)
+    if n_heads is None:
+        # Keys and values stand there once for each query head, unless the product spreads them.
+        found = [counter.at_core(core, value) for value in (core.key, core.value)]
+        n_heads = max((heads for heads in found if heads is not None), default=None)
+    if n_kv_heads is None and core.key is not core.query:
+        found = [counter.of_operand(core, value) for value in (core.key, core.value)]
+        n_kv_heads = max((heads for heads in found if heads is not None), default=None)
+    on_the_way = [value for value in key_value_path(core, site.residual) if (lengths.rank(value) or 0) >= 4]
     spread = any((producer := value.producer()) and producer.op_type in {"Expand", "Tile"} for value in on_the_way)
     if n_heads is None and not spread:
         n_heads = n_kv_heads
@@ -84,6 +94,16 @@ def _attribute(core: AttentionCore, *names: str) -> int | None:
         if name in core.node.attributes:
             return core.node.attributes[name].as_int() or None
     return None
+
+
+def _size(core: AttentionCore) -> int | None:
+    """The size of a head as the result has it, [.., tokens, size], or turned where values are multiplied from left."""
+    if _rank(core.output) != 4:
+        return None
+    product = core.output.producer()
+    if product is None or product is core.node or product.op_type == "Einsum":
+        return _fixed(core.output, -1)
+    return _fixed(core.output, -2 if product.inputs[0] is core.value else -1)
 
 
 def _packed_width(core: AttentionCore) -> int | None:
