@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from fixed_lengths import with_fixed_lengths
 from model_zoo import NAMES
 
 from benchmarks.matrix import cells, models
@@ -128,6 +129,25 @@ def test_blocks_of_few_bits_and_a_fixed_number_of_tokens(
     found = scores(tmp_path / "quantised.onnx", tower)
     np.testing.assert_allclose(found, scores(plain, tower), rtol={4: 0.05, 8: 5e-3}[bits])
     assert found == pytest.approx(scores(quantised, tower), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("exporter", "family"),
+    [
+        ("optimum-no-past", "gpt2"),
+        ("optimum-no-past", "deepseek-v3"),
+        ("optimum-no-past", "llama-gqa"),
+        ("optimum", "falcon-mqa"),
+        ("optimum", "bloom"),
+        ("int4", "llama-gqa"),
+        ("ort-extended", "llama-gqa"),
+    ],
+)
+def test_fixed_lengths_change_no_score(exporter: str, family: str, batch: int, cache: Path, tmp_path: Path) -> None:
+    (graph,) = produce(Request(cache, cells.exporter(exporter), models.family(family))).values()
+    fixed = with_fixed_lengths(graph, batch, tmp_path / "model.onnx")
+    assert scores(fixed) == pytest.approx(scores(graph), rel=1e-9)
 
 
 def in_blocks(plain: Path, bits: int, folder: Path) -> tuple[Path, int]:

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from fixed_lengths import with_fixed_lengths
 
 from benchmarks.matrix import cells, models
 from benchmarks.matrix.producing import Request, produce
@@ -193,16 +193,3 @@ def test_exports_as_they_are_and_with_fixed_lengths(
     assert heads_found(graph) == {heads}
     for batch in (1, 3):
         assert heads_found(with_fixed_lengths(graph, batch, tmp_path / f"{batch}.onnx")) == {heads}
-
-
-def with_fixed_lengths(graph: Path, batch: int, output: Path) -> Path:
-    """Five tokens behind a past of six; what was known of shapes inside is forgotten."""
-    model = onnx.load(graph)
-    del model.graph.value_info[:]
-    for value in [*model.graph.input, *model.graph.output]:
-        for length in value.type.tensor_type.shape.dim:
-            name = length.dim_param
-            if name:
-                length.dim_value = batch if "batch" in name else 11 if "+" in name else 6 if "past" in name else 5
-    onnx.save(model, output)
-    return output

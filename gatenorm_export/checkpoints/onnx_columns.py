@@ -150,6 +150,8 @@ class ColumnTracer:
         numbers = [operand if isinstance(operand, np.ndarray) else None for operand in rest]
         given = [operand is not None for operand in node.inputs[1:]]
         try:
+            if node.op_type == "Reshape" and isinstance(data, Columns) and numbers and numbers[0] is not None:
+                data = _of_as_many_tokens(data, [int(length) for length in numbers[0]])
             return _each(data, lambda array: RELAYOUTS[node.op_type](node, array, numbers, given, value.index() or 0))
         except (Untold, ValueError, IndexError, TypeError, KeyError):
             # What cannot be followed is found to be missing where the heads are put together.
@@ -197,6 +199,21 @@ def _each(data: Columns | np.ndarray, move: Callable[[np.ndarray], np.ndarray]) 
         return Columns(low, low if data.high is data.low else move(data.high))
     # Numpy makes a bare number of a single element.
     return np.asarray(move(data))
+
+
+def _of_as_many_tokens(data: Columns, target: list[int]) -> Columns:
+    """The columns of one token, repeated where a Reshape takes more: all tokens have the same ones.
+
+    Behind a Gemm, whose operand has batch and sequence in one axis, their number may be told by nothing else.
+    """
+    size, own = data.low.size, data.low.shape
+    # 0 copies a length, and -1 is what is left.
+    wanted = math.prod(length or own[axis] for axis, length in enumerate(target) if length >= 0)
+    if own[-1] != size or wanted <= size or wanted % size or wanted > MOST_ELEMENTS:
+        return data
+    tokens = (wanted // size, size)
+    low = np.broadcast_to(data.low.reshape(1, -1), tokens)
+    return Columns(low, low if data.high is data.low else np.broadcast_to(data.high.reshape(1, -1), tokens))
 
 
 def mixed_positions(low: np.ndarray, high: np.ndarray) -> np.ndarray | None:

@@ -257,7 +257,8 @@ def _behind(
     columns = tracer.columns(data)
     if columns is None:
         return None
-    inner = columns.low.reshape(-1)
+    # All tokens have the same columns, so the first stands for each.
+    inner = np.moveaxis(columns.low, projection.axis, -1).reshape(-1, columns.low.shape[projection.axis])[0]
     if len(inner) != projection.depth or not np.array_equal(columns.low, columns.high) or depth >= _DEEPEST_CHAIN:
         raise Untraced(f"what {projection.name} reads is not the block's input, and cannot be followed to it")
     return _chain(inner, tracer, stream, flow, depth + 1)
