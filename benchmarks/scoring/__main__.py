@@ -2,8 +2,8 @@
 
 Writes synthetic checkpoints (query and key weights and a config) below ``--folder`` unless they are there: 4.2 GB for
 the 13B shape, 4.8 GB for 32 of the 80 layers of the 70B shape. Everything is measured in one process, in turns, from
-the page cache; other work on the machine moves single figures, so best and median are kept. Ratios are of bests, but for those
-to the direct product: it is timed a layer at a time, and forty layers are not forty times the luckiest one.
+the page cache; other work on the machine moves single figures, so best and median are kept. Ratios are of bests, but
+for those to the direct product: it is timed a layer at a time, and forty layers are not forty times the luckiest one.
 """
 
 from __future__ import annotations
