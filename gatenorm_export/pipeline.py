@@ -97,6 +97,7 @@ def run_pipeline(request: RunRequest, *, progress: Progress | None = None) -> Ru
 
         check_place(request.bundle, request.out)
     spec = resolve_model(request.model, progress=progress)
+    # A model that could not be exported is refused before it is scored.
     adapter_for(spec.architecture)
     ledger = Ledger(request.out, spec, request.comparison.command, force=request.force, progress=progress)
     run = _Run(request, ledger, progress, spec_digest=spec.digest)

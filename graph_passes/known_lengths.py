@@ -118,24 +118,27 @@ def whole_numbers(node: ir.Node, name: str, index: int) -> list[int] | None:
     """Whole numbers that older operator sets keep in an attribute and newer ones in an operand."""
     if name in node.attributes:
         return list(node.attributes[name].as_ints())
-    value = node.inputs[index] if index < len(node.inputs) else None
+    return _constant(node.inputs[index] if index < len(node.inputs) else None)
+
+
+def _constant(value: ir.Value | None) -> list[int] | None:
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return None if tensor is None else [int(number) for number in tensor.numpy().reshape(-1)]
 
 
 def _target(value: ir.Value | None) -> list[int | None] | None:
     """The lengths that a Reshape is given, as far as they are constant."""
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    if tensor is not None:
-        return [int(number) for number in tensor.numpy().reshape(-1)]
+    given = _constant(value)
+    if given is not None:
+        return list(given)
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "Concat":
         return None
     target: list[int | None] = []
     for part in node.inputs:
-        tensor = ir.convenience.get_const_tensor(part) if part is not None else None
-        if tensor is not None:
-            target += [int(number) for number in tensor.numpy().reshape(-1)]
+        given = _constant(part)
+        if given is not None:
+            target += given
         elif part is not None and part.shape is not None and part.shape.is_static():
             target += [None] * math.prod(part.shape.numpy())
         else:

@@ -22,6 +22,8 @@ from gatenorm_export.records import (
     ModelSpec,
     OutputAccuracy,
     OutputDifference,
+    Precision,
+    PreparedGraph,
     Profile,
     ProfileBounds,
     PrunePlan,
@@ -246,6 +248,20 @@ def a_comparison(drop: tuple[int, ...] = DROP, n_layers: int = 30, **changes: An
         "command": "gatenorm run smollm2 --drop 4 --out out/ --max-ppl-ratio 1.5 --min-speedup 1.05",
     }
     return ComparisonReport(**{**fields, **changes})
+
+
+def a_prepared_graph(precision: Precision, **fields: Any) -> PreparedGraph:
+    """The record of a graph that was converted for an engine."""
+    return PreparedGraph(
+        graph="model.onnx",
+        files=(),
+        parent_sha256="aa",
+        parent_path="",
+        flavour="tensorrt-rtx",
+        precision=precision,
+        changed=True,
+        **fields,
+    )
 
 
 def an_engine(parent: str, name: str, n_cache: int = 30) -> EngineArtifact:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_stand_ins import Change, HalfStandIn, StandIn
-from report_factory import an_engine
+from report_factory import a_prepared_graph, an_engine
 
 from gatenorm_export.building import ShapeRequest, make_profiles
 from gatenorm_export.comparing.engine_accuracy import Found, check_engine, compare_runner
@@ -16,7 +16,14 @@ from gatenorm_export.comparing.engine_judging import RELATIVE, Tolerance, tolera
 from gatenorm_export.errors import RefusedError
 from gatenorm_export.precision import Arithmetic
 from gatenorm_export.pruning import prune_graph
-from gatenorm_export.records import ConversionCheck, EngineAccuracy, OutputAccuracy, OutputDifference, PreparedGraph
+from gatenorm_export.records import (
+    ConversionCheck,
+    EngineAccuracy,
+    OutputAccuracy,
+    OutputDifference,
+    Precision,
+    PreparedGraph,
+)
 
 FP32 = Tolerance(RELATIVE, {}, "fp32")
 PLAIN = Arithmetic("fp32", quantised=False, packed_rounds=False)
@@ -164,18 +171,8 @@ def test_steps_stay_within_the_engines_profiles_and_choose_them(graph: Path, bat
 
 
 def test_tolerances_come_from_the_conversion(graph: Path) -> None:
-    def tolerance(precision: str, check: ConversionCheck | None, unmeasured: str | None = None) -> Tolerance:
-        prepared = PreparedGraph(
-            graph="model.onnx",
-            files=(),
-            parent_sha256="aa",
-            parent_path="",
-            flavour="tensorrt-rtx",
-            precision=precision,  # type: ignore[arg-type]
-            changed=True,
-            check=check,
-            unmeasured=unmeasured,
-        )
+    def tolerance(precision: Precision, check: ConversionCheck | None, unmeasured: str | None = None) -> Tolerance:
+        prepared = a_prepared_graph(precision, check=check, unmeasured=unmeasured)
         return tolerance_of(record_of(graph, precision, prepared), PLAIN)
 
     check = ConversionCheck(

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from engine_stand_ins import Change, StandIn
 from quantised_graphs import quantised
-from report_factory import an_engine
+from report_factory import a_prepared_graph, an_engine
 
 from gatenorm_export.building import ShapeRequest, make_profiles
 from gatenorm_export.comparing.engine_accuracy import check_engine
 from gatenorm_export.comparing.engine_judging import QUANTISED, RELATIVE, ROUNDINGS, tolerance_of
 from gatenorm_export.precision import Arithmetic, graph_arithmetic, graph_precision, prepare_graph
-from gatenorm_export.records import EngineAccuracy, Precision, PreparedGraph
+from gatenorm_export.records import EngineAccuracy, Precision
 
 Kind = Literal["fp8", "int4"]
 
@@ -98,16 +98,7 @@ def test_no_engine_is_without_a_tolerance(
 ) -> None:
     prepared = None
     if why is not None:
-        prepared = PreparedGraph(
-            graph="model.onnx",
-            files=(),
-            parent_sha256="aa",
-            parent_path="",
-            flavour="tensorrt-rtx",
-            precision=precision,
-            changed=True,
-            unmeasured=why,
-        )
+        prepared = a_prepared_graph(precision, unmeasured=why)
     record = an_engine("aa" * 32, "e").model_copy(update={"precision": precision, "prepared": prepared})
     found = tolerance_of(record, Arithmetic(activations, quantises, packed_rounds=False))
     kind = activations if precision in ("fp8", "int4") else precision

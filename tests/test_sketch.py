@@ -173,10 +173,11 @@ def test_a_seed_is_a_result() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_nothing_is_projected_to_nothing() -> None:
-    signs = BlockSigns(161, 48, np.random.default_rng(0))
-    out = np.empty((0, signs.columns), np.float32)
-    signs.project(np.empty((0, 161), np.float32), out)
+@pytest.mark.usefixtures("arithmetic")
+def test_weights_of_zeros_have_no_direction_to_project() -> None:
+    zeros = np.zeros((64, 161), BFLOAT16)
+    found = sketch(zeros, zeros, columns=48, seed=0, rank=8)
+    assert (found.score, found.low) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("width", [48, 100, 161])

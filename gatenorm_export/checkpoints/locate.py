@@ -17,7 +17,7 @@ from gatenorm_export.checkpoints.safetensors_file import read_weight_map
 from gatenorm_export.errors import InputError
 from gatenorm_export.graphs import GRAPH_NAME
 from gatenorm_export.progress import Progress, Quiet
-from gatenorm_export.urls import SCHEMES, is_remote
+from gatenorm_export.urls import SCHEMES, is_remote, shown
 
 CONFIG = "config.json"
 Kind = Literal["safetensors", "gguf", "torch", "onnx"]
@@ -85,7 +85,7 @@ def locate(
     """
     progress = progress or Quiet()
     if is_remote(name):
-        with progress.task(f"ask for {name.partition('?')[0].rpartition('@')[2]}"):
+        with progress.task(f"ask for {shown(name)}"):
             return _located(name)
     if "://" in name:
         raise InputError(f"{name}: only URLs of {', '.join(SCHEMES)} are read")

@@ -24,6 +24,8 @@ _MAP_FROM_BYTES = 1 << 20
 
 # MADV_POPULATE_READ of Linux 5.14: all pages of a mapping are read at once. Older kernels do not know the number.
 _POPULATE_READ = 22 if sys.platform == "linux" else None
+# Files that were mapped, and how long they were, for whoever must tell why a page is gone.
+_MAPPED: dict[str, int] = {}
 
 
 class ByteReader(Protocol):
@@ -46,9 +48,6 @@ class ByteReader(Protocol):
 
     def close(self) -> None:
         """Give back what the reader holds."""
-
-
-_MAPPED: dict[str, int] = {}
 
 
 class Folder(Protocol):

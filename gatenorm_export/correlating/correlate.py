@@ -23,6 +23,7 @@ from gatenorm_export.progress import Progress, Quiet
 from gatenorm_export.records import LayerScores, ModelSpec
 from gatenorm_export.records.correlation import CorrelationReport, LayerMeasures
 from gatenorm_export.scoring.ranks import lowest
+from gatenorm_export.urls import is_remote
 
 if TYPE_CHECKING:
     from gatenorm_export.records import TowerSpec
@@ -129,7 +130,7 @@ def _require_text(spec: ModelSpec, tower: str) -> None:
     """Check that there is a framework model to run, and that it reads text."""
     if spec.source == "onnx":
         raise RefusedError(f"{spec.name}: an ONNX file has no framework model to measure in; name its checkpoint")
-    if "://" in spec.path:
+    if is_remote(spec.path):
         raise RefusedError(f"{spec.name}: forward passes need the whole checkpoint on disk; fetch it, name its folder")
     # An architecture that is not in the table is scored by guessing; what its attention adds cannot be guessed.
     adapter_for(spec.architecture)

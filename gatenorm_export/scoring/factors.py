@@ -103,21 +103,10 @@ class Float32Factor:
                 np.copyto(target, weights[start:stop], casting="unsafe")
                 yield slice(start, stop), target
             return
-        group = len(weights) // rows
-        total, scratch = (np.empty((size, self._width), np.float32) for size in (head_dim, min(step, head_dim)))
+        stored = len(weights) // rows * head_dim
         for head in range(rows // head_dim):
-            # Heads one after the other, in the order in which they are stored: that order is the cheap one to read.
-            for member in range(group):
-                first = (head * group + member) * head_dim
-                for start in range(0, head_dim, step):
-                    stop = min(start + step, head_dim)
-                    rows_here, sum_here = weights[first + start : first + stop], total[start:stop]
-                    if member == 0:
-                        np.copyto(sum_here, rows_here, casting="unsafe")
-                    else:
-                        np.copyto(scratch[: stop - start], rows_here, casting="unsafe")
-                        np.add(sum_here, scratch[: stop - start], out=sum_here)
-            yield slice(head * head_dim, (head + 1) * head_dim), total
+            own = weights[head * stored : (head + 1) * stored]
+            yield slice(head * head_dim, (head + 1) * head_dim), group_sum(own, head_dim, head_dim, np.float32)
 
 
 class Bfloat16Factor:

@@ -81,14 +81,13 @@ class Layer:
 
     a: Factor
     b: Factor
-    rows: int
     width: int
 
     @classmethod
     def of(cls, query: np.ndarray, key: np.ndarray, head_dim: int) -> Layer:
         """From weights as they are stored."""
         rows, width = key.shape
-        return cls(factor(query, rows, head_dim), factor(key, rows, head_dim), rows, width)
+        return cls(factor(query, rows, head_dim), factor(key, rows, head_dim), width)
 
 
 def sketched(layer: Layer, *, columns: int, seed: tuple[int, ...]) -> Sketch:

@@ -91,8 +91,7 @@ def score_layers(
             standing = _intervals(found, protect)
             _forget_sketches(found, standing, wanted)
             urgent = {layer for cut in wanted for layer in most_urgent(standing, cut)}
-            # A score that could be anything says nothing, also of a layer that is decided, or takes no part.
-            urgent |= {layer for layer, one in found.items() if math.isinf(one.high)}
+            urgent |= _boundless(found)
             pending = [one for one in layers if one.layer in urgent]
     standing = _intervals(found, protect)
     certainties = tuple(certainty(standing, cut) for cut in wanted)
@@ -100,11 +99,15 @@ def score_layers(
 
 
 def _forget_sketches(found: dict[int, Found], standing: Sequence[Interval], cuts: Sequence[int]) -> None:
-    """Of a layer that is decided at every cut no sketch is made sharper: two megabytes each at a thousand key rows."""
-    left = {layer for cut in cuts for layer in undecided(standing, cut)}
-    left |= {layer for layer, one in found.items() if math.isinf(one.high)}
+    """Of a layer that is decided at every cut no sketch is made sharper: a megabyte each at 512 columns."""
+    left = {layer for cut in cuts for layer in undecided(standing, cut)} | _boundless(found)
     for layer in found.keys() - left:
         found[layer] = replace(found[layer], sketches=())
+
+
+def _boundless(found: dict[int, Found]) -> set[int]:
+    """Layers whose score could be anything, which says nothing, also of one that is decided, or takes no part."""
+    return {layer for layer, one in found.items() if math.isinf(one.high)}
 
 
 def _intervals(found: dict[int, Found], protect: Collection[int]) -> list[Interval]:
